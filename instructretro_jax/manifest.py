@@ -1,0 +1,146 @@
+"""Stage folders: what a stage was asked, what it read, what it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+MANIFEST = 'manifest.json'
+_PLAN = 'plan.json'
+_PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'seqio', 'scann', 'tensorstore', 'numpy')
+
+
+class StageError(Exception):
+  """A stage cannot run; the message says what was wrong and what to do, in words for a user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Everything that decides the bytes a stage writes, known before it runs."""
+
+  stage: str  # class of the stage
+  arguments: Mapping[str, Any]  # JSON form of its fields
+  inputs: Mapping[str, str]  # upstream folder -> fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """A finished stage."""
+
+  plan: Plan
+  counts: Mapping[str, Any]
+  files: Mapping[str, Mapping[str, Any]]  # relative path -> {bytes, sha256}
+  versions: Mapping[str, str]
+
+  @property
+  def fingerprint(self) -> str:
+    """Changes when the plan, the counts or any listed byte changes; not with package versions."""
+    content = [dataclasses.asdict(self.plan), self.counts, self.files]
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file that appears whole or not at all."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+  """Writes a file that appears whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + '.partial')
+  partial.write_bytes(content)
+  os.replace(partial, path)
+
+
+def read_manifest(folder: Path) -> Manifest:
+  """The manifest of a finished stage. Raises StageError if the stage never finished."""
+  path = folder / MANIFEST
+  if not path.exists():
+    raise StageError(f'{folder} holds no finished stage ({MANIFEST} is missing): run it first')
+  content = json.loads(path.read_text())
+  content['plan'] = Plan(**content['plan'])
+  return Manifest(**content)
+
+
+def check_plan(folder: Path, plan: Plan) -> bool:
+  """Says whether `folder` already holds what `plan` asks for, finished.
+
+  Raises StageError, with the differing lines, if the folder was made (or begun) with another plan,
+  or if a file that its manifest lists is missing or has another size.
+  """
+  if (folder / MANIFEST).exists():
+    manifest = read_manifest(folder)
+    _refuse_other_plan(folder, manifest.plan, plan)
+    for name, entry in manifest.files.items():
+      path = folder / name
+      if not path.exists() or path.stat().st_size != entry['bytes']:
+        raise StageError(f'{path} is missing or cut short: rebuild with --rebuild={folder.name}')
+    return True
+  if (folder / _PLAN).exists():
+    _refuse_other_plan(folder, Plan(**json.loads((folder / _PLAN).read_text())), plan)
+  return False
+
+
+def begin(folder: Path, plan: Plan) -> None:
+  """Marks a folder as being filled according to `plan`."""
+  write_text(folder / _PLAN, _canonical(dataclasses.asdict(plan)))
+
+
+def commit(folder: Path, plan: Plan, counts: Mapping[str, Any], unlisted: frozenset[str]) -> None:
+  """Ends a stage: checksums every file but those below `unlisted` names, writes the manifest."""
+  files = {}
+  for path in sorted(folder.rglob('*')):
+    relative = path.relative_to(folder)
+    if path.is_file() and relative.parts[0] not in unlisted and path.name not in (MANIFEST, _PLAN):
+      files[str(relative)] = {'bytes': path.stat().st_size, 'sha256': file_sha256(path)}
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  manifest = Manifest(plan, counts, files, versions)
+  write_text(folder / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True))
+  (folder / _PLAN).unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+  """Checksum of one file."""
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def to_json(value: Any) -> Any:
+  """JSON form of a configuration value; dataclasses keep their class name."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return {'class': type(value).__name__, **fields}
+  if isinstance(value, Mapping):
+    return {str(k): to_json(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [to_json(v) for v in value]
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  if isinstance(value, Path):
+    return str(value)
+  raise TypeError(f'{value!r} of {type(value).__name__} cannot be part of a stage configuration')
+
+
+def _canonical(value: Any) -> str:
+  return json.dumps(value, sort_keys=True, separators=(',', ':'))
+
+
+def _refuse_other_plan(folder: Path, there: Plan, asked: Plan) -> None:
+  if _canonical(dataclasses.asdict(there)) == _canonical(dataclasses.asdict(asked)):
+    return
+  lines = [
+    json.dumps(dataclasses.asdict(p), indent=1, sort_keys=True).splitlines() for p in (there, asked)
+  ]
+  diff = difflib.unified_diff(*lines, 'in the folder', 'asked for', lineterm='', n=0)
+  shown = '\n'.join(line for line in diff if not line.startswith('@@'))
+  raise StageError(
+    f'{folder} was made with another configuration:\n{shown}\n'
+    f'Rebuild it and what follows with --rebuild={folder.name}, or choose another --root.'
+  )

@@ -1,0 +1,102 @@
+"""What a model is: the decoder and its retrieval part."""
+
+from __future__ import annotations
+
+import dataclasses
+
+ACTIVATIONS = ('gelu', 'gelu_tanh', 'squared_relu', 'swiglu', 'geglu')
+NORMS = ('layernorm', 'layernorm_1p', 'rmsnorm')
+POSITIONS = ('rotary', 'learned', 'none')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+  """A pre-norm decoder-only transformer."""
+
+  vocab_size: int  # V
+  num_layers: int
+  width: int  # D
+  num_heads: int  # H
+  ff_width: int  # F
+  num_kv_heads: int | None = None  # G; H if not given
+  activation: str = 'swiglu'
+  norm: str = 'rmsnorm'
+  norm_eps: float = 1e-5
+  positions: str = 'rotary'
+  rotary_fraction: float = 1.0  # share of the head width that turns
+  rotary_base: float = 10_000.0
+  rotary_interleaved: bool = False  # pairs (2i, 2i + 1) instead of (i, i + A/2)
+  max_len: int = 2048  # rows of the learned position table
+  use_bias: bool = False  # of linear maps; norms have what their kind has
+  tie_embeddings: bool = True
+  final_norm: bool = True
+  embedding_scale: float = 1.0  # multiplies embeddings on their way into the stream
+  embedding_init_std: float = 0.02
+  init_std: float = 0.02  # output projections: divided by sqrt(2 * num_layers)
+  dtype: str = 'float32'  # of activations; parameters are float32
+  remat: bool = False  # recompute blocks in the backward pass
+
+  def __post_init__(self):
+    _require_in('activation', self.activation, ACTIVATIONS)
+    _require_in('norm', self.norm, NORMS)
+    _require_in('positions', self.positions, POSITIONS)
+    if self.width % self.num_heads:
+      raise ValueError(f'width {self.width} is no multiple of num_heads {self.num_heads}')
+    if self.num_heads % self.kv_heads:
+      raise ValueError(f'num_heads {self.num_heads} is no multiple of kv heads {self.kv_heads}')
+
+  @property
+  def kv_heads(self) -> int:
+    return self.num_kv_heads or self.num_heads
+
+  @property
+  def head_width(self) -> int:
+    return self.width // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetroConfig:
+  """A decoder with a neighbour encoder and chunked cross-attention.
+
+  The defaults are the semantics of the released models (legacy Megatron); the experiments of
+  this project set the better side of each switch.
+  """
+
+  decoder: DecoderConfig
+  chunk_len: int = 64  # C
+  encoder_layers: int = 2
+  encoder_ff_width: int | None = None  # the decoder's F if not given
+  cross_attention_layers: tuple[int, ...] | None = None  # from 0; reference rule if not given
+  mask_neighbours: bool = False  # padding and other documents' neighbours are not attended
+  encoder_rotary: bool = False  # rotary positions inside the neighbour encoder
+  encoder_relative_bias: bool = False  # learned bias per head and offset in its first layer
+  cross_attention_rotary: bool = False  # key j at j, query i at C - 1 + i (RETRO: relative)
+  encoder_residual: str = 'hidden'  # 'normed' reproduces megatron-core
+  value_shift: int = 0  # 1: match key j, read value j + 1; not in the paper
+
+  def __post_init__(self):
+    _require_in('encoder_residual', self.encoder_residual, ('hidden', 'normed'))
+    _require_in('value_shift', self.value_shift, (0, 1))
+    layers = self.retro_layers
+    if not layers or layers[0] < 0 or layers[-1] >= self.decoder.num_layers:
+      raise ValueError(
+        f'cross_attention_layers {layers} do not fit {self.decoder.num_layers} decoder layers: '
+        'name at least one, counted from 0'
+      )
+
+  @property
+  def retro_layers(self) -> tuple[int, ...]:
+    """Decoder layers with cross-attention, from 0."""
+    if self.cross_attention_layers is not None:
+      return tuple(sorted(self.cross_attention_layers))
+    return reference_retro_layers(self.decoder.num_layers)
+
+
+def reference_retro_layers(num_layers: int) -> tuple[int, ...]:
+  """The reference's rule: from layer 6 (9 if deeper than 15), every third; here from 0."""
+  return tuple(range(5 if num_layers <= 15 else 8, num_layers, 3))
+
+
+def _require_in(name: str, value, allowed: tuple) -> None:
+  if value not in allowed:
+    raise ValueError(f'{name} must be one of {allowed}, not {value!r}')

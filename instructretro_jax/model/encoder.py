@@ -1,0 +1,101 @@
+"""The neighbour encoder: a small bidirectional transformer conditioned on the querying chunk."""
+
+from __future__ import annotations
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from instructretro_jax.array_types import Array
+from instructretro_jax.model.attention import Attention
+from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.layers import FeedForward, Norm
+
+MAX_OFFSET = 32  # farther offsets share the outermost bias
+
+
+class RelativeBias(nn.Module):
+  """A learned score per head and clipped offset (key position less query position), from 0."""
+
+  num_heads: int
+
+  @nn.compact
+  def __call__(self, length: int) -> Array:
+    table = self.param(
+      'table',
+      nn.with_logical_partitioning(nn.initializers.zeros, ('heads', 'offset')),
+      (self.num_heads, 2 * MAX_OFFSET + 1),
+    )
+    position = jnp.arange(length)
+    offset = jnp.clip(position[None, :] - position[:, None], -MAX_OFFSET, MAX_OFFSET)
+    return table[:, offset + MAX_OFFSET][None]
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention within a neighbour, cross-attention to the chunk (first layer only), MLP."""
+
+  config: RetroConfig
+  is_first: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    x_ZRD: Array,
+    chunk_XCD: Array,
+    mask_ZR: Array | None,
+    chunk_mask_XC: Array | None,
+  ) -> Array:
+    """Z = B * N * K neighbours, X = B * N chunks; rows of a chunk's neighbours are adjacent."""
+    c = self.config
+    Z, R, D = x_ZRD.shape
+    X = chunk_XCD.shape[0]
+    heads = c.decoder.num_heads
+    h = Norm(c.decoder, name='attention_norm')(x_ZRD)
+    positions = (jnp.arange(R), jnp.arange(R)) if c.encoder_rotary else None
+    bias = None
+    if c.encoder_relative_bias and self.is_first:
+      bias = RelativeBias(heads, name='relative_bias')(R)
+    x_ZRD += Attention(c.decoder, heads, name='attention')(
+      h,
+      h,
+      mask=None if mask_ZR is None else mask_ZR[:, None, None, :],
+      bias=bias,
+      rotary_positions=positions,
+    )
+    if self.is_first:
+      h = Norm(c.decoder, name='chunk_attention_norm')(x_ZRD)
+      read = Attention(c.decoder, heads, name='chunk_attention')(
+        h.reshape(X, -1, D),
+        chunk_XCD,
+        mask=None if chunk_mask_XC is None else chunk_mask_XC[:, None, None, :],
+      ).reshape(Z, R, D)
+      x_ZRD = read + (h if c.encoder_residual == 'normed' else x_ZRD)
+    ff_width = c.encoder_ff_width or c.decoder.ff_width
+    return x_ZRD + FeedForward(c.decoder, ff_width, name='mlp')(x_ZRD)
+
+
+class NeighbourEncoder(nn.Module):
+  """Encodes every neighbour in the light of the chunk that retrieved it; no norm at its end."""
+
+  config: RetroConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BNKRD: Array,
+    chunks_BNCD: Array,
+    mask_BNKR: Array | None,
+    chunk_mask_BNC: Array | None,
+  ) -> Array:
+    """Returns the encoded neighbours, [B, N, K, R, D]."""
+    B, N, K, R, D = x_BNKRD.shape
+    C = chunks_BNCD.shape[2]
+    x_ZRD = x_BNKRD.reshape(B * N * K, R, D)
+    chunk_XCD = chunks_BNCD.reshape(B * N, C, D)
+    mask_ZR = None if mask_BNKR is None else mask_BNKR.reshape(-1, R)
+    chunk_mask_XC = None if chunk_mask_BNC is None else chunk_mask_BNC.reshape(-1, C)
+    layer = nn.remat(EncoderLayer) if self.config.decoder.remat else EncoderLayer
+    for n in range(self.config.encoder_layers):
+      x_ZRD = layer(self.config, n == 0, name=f'layer_{n}')(
+        x_ZRD, chunk_XCD, mask_ZR, chunk_mask_XC
+      )
+    return x_ZRD.reshape(B, N, K, R, D)

@@ -1,0 +1,118 @@
+"""The parts that every block is made of: linear maps, norms, feed-forward, embeddings."""
+
+from __future__ import annotations
+
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from instructretro_jax.array_types import Array
+from instructretro_jax.model.config import DecoderConfig
+
+_ACTIVATIONS = {
+  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'squared_relu': lambda x: jnp.square(jax.nn.relu(x)),
+  'swiglu': jax.nn.silu,
+  'geglu': lambda x: jax.nn.gelu(x, approximate=True),
+}
+_GATED = ('swiglu', 'geglu')
+
+
+class Linear(nn.Module):
+  """A linear map over the last `num_in` axes, with a bias if the model has biases.
+
+  Attributes:
+    features: shape of the output axes.
+    axes: logical names of the kernel's axes, inputs first.
+  """
+
+  features: tuple[int, ...]
+  axes: tuple[str, ...]
+  config: DecoderConfig
+  num_in: int = 1
+  init_std: float | None = None
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    c = self.config
+    inputs = x.shape[-self.num_in :]
+    init = nn.initializers.normal(self.init_std or c.init_std)
+    kernel = self.param(
+      'kernel', nn.with_logical_partitioning(init, self.axes), (*inputs, *self.features)
+    )
+    flat = kernel.astype(x.dtype).reshape(math.prod(inputs), math.prod(self.features))
+    y = x.reshape(*x.shape[: -self.num_in], -1) @ flat
+    y = y.reshape(*y.shape[:-1], *self.features)
+    if not c.use_bias:
+      return y
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
+    return y + self.param('bias', zeros, self.features).astype(x.dtype)
+
+
+class Norm(nn.Module):
+  """LayerNorm, LayerNorm-1p (stores the scale less 1) or RMSNorm; statistics in float32."""
+
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    c = self.config
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    start = nn.initializers.zeros if c.norm == 'layernorm_1p' else nn.initializers.ones
+    scale = self.param('scale', nn.with_logical_partitioning(start, ('norm',)), (x.shape[-1],))
+    if c.norm == 'rmsnorm':
+      y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + c.norm_eps)
+      return (y * scale).astype(x.dtype)
+    centred = wide - jnp.mean(wide, -1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('norm',))
+    bias = self.param('bias', zeros, (x.shape[-1],))
+    if c.norm == 'layernorm_1p':
+      scale = scale + 1
+    return (centred * jax.lax.rsqrt(variance + c.norm_eps) * scale + bias).astype(x.dtype)
+
+
+class FeedForward(nn.Module):
+  """The position-wise MLP with the norm before it; returns what is added to the stream."""
+
+  config: DecoderConfig
+  ff_width: int
+
+  @nn.compact
+  def __call__(self, x_BTD: Array) -> Array:
+    c = self.config
+    h = Norm(c, name='norm')(x_BTD)
+    widen = lambda name: Linear((self.ff_width,), ('embed', 'mlp'), c, name=name)(h)
+    act = _ACTIVATIONS[c.activation]
+    wide = act(widen('gate')) * widen('up') if c.activation in _GATED else act(widen('up'))
+    std = c.init_std / (2 * c.num_layers) ** 0.5
+    return Linear((c.width,), ('mlp', 'embed'), c, init_std=std, name='down')(wide)
+
+
+class Embedding(nn.Module):
+  """Token (and learned position) embeddings, shared by sequence and neighbours."""
+
+  config: DecoderConfig
+
+  def setup(self):
+    c = self.config
+    init = nn.initializers.normal(c.embedding_init_std)
+    self.table = self.param(
+      'table', nn.with_logical_partitioning(init, ('vocab', 'embed')), (c.vocab_size, c.width)
+    )
+    if c.positions == 'learned':
+      self.positions = self.param(
+        'positions', nn.with_logical_partitioning(init, ('positions', 'embed')), (c.max_len, c.width)
+      )
+
+  def __call__(self, tokens_BT: Array) -> Array:
+    c, length = self.config, tokens_BT.shape[-1]
+    x_BTD = jnp.take(self.table, tokens_BT, axis=0).astype(c.dtype) * c.embedding_scale
+    if c.positions == 'learned':
+      if length > c.max_len:
+        raise ValueError(f'{length} tokens do not fit the {c.max_len} learned positions (max_len)')
+      x_BTD += self.positions[:length].astype(c.dtype)[None]
+    return x_BTD

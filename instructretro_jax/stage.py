@@ -1,0 +1,63 @@
+"""A stage: a pure function from its fields and upstream folders to one folder of files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+import shutil
+from typing import Any, ClassVar
+
+from instructretro_jax import manifest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """Base of all stages. Subclasses are frozen dataclasses that gin builds.
+
+  Every field is part of the stage's identity and must be JSON-like: numbers, strings, tuples,
+  mappings or other dataclasses. A field that names an upstream stage is listed by `reads`.
+  """
+
+  name: str  # folder below the root of the run
+
+  # Names in the stage folder that no checksum covers: logs hold times of day and speeds.
+  unlisted: ClassVar[frozenset[str]] = frozenset({'logs'})
+
+  def reads(self) -> tuple[str, ...]:
+    """Names of the stages whose folders `build` reads."""
+    return ()
+
+  def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Fills `folder` and returns the counts for its manifest.
+
+    Called again after a kill with the files already there: finished shards are kept, and the
+    bytes and counts at the end are those of an uninterrupted call.
+    """
+    raise NotImplementedError(type(self).__name__)
+
+
+def plan(stage: Stage, root: Path) -> manifest.Plan:
+  """What a stage would do, given the finished stages it reads."""
+  inputs = {name: manifest.read_manifest(root / name).fingerprint for name in stage.reads()}
+  return manifest.Plan(type(stage).__name__, manifest.to_json(stage), inputs)
+
+
+def is_up_to_date(stage: Stage, root: Path) -> bool:
+  """Whether `run` would do nothing. Raises StageError if the folder holds something else."""
+  return manifest.check_plan(root / stage.name, plan(stage, root))
+
+
+def run(stage: Stage, root: Path) -> manifest.Manifest:
+  """Brings the folder of one stage up to date and returns its manifest."""
+  folder = root / stage.name
+  asked = plan(stage, root)
+  if not manifest.check_plan(folder, asked):
+    manifest.begin(folder, asked)
+    counts = stage.build(root, folder)
+    manifest.commit(folder, asked, counts, stage.unlisted)
+  return manifest.read_manifest(folder)
+
+
+def discard(stage: Stage, root: Path) -> None:
+  """Deletes what a stage wrote."""
+  shutil.rmtree(root / stage.name, ignore_errors=True)
