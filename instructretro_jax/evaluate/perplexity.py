@@ -1,0 +1,176 @@
+"""Held-out perplexity of every arm: with its neighbours, without, and with random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from instructretro_jax import manifest
+from instructretro_jax.data import vocabulary
+from instructretro_jax.data.batches import Sequences
+from instructretro_jax.data.chunks import ChunkStore
+from instructretro_jax.data.tasks import LanguageModel
+from instructretro_jax.evaluate import viewer
+from instructretro_jax.model.retro import Retro
+from instructretro_jax.retrieval.neighbours import NeighbourTable, random_neighbours
+from instructretro_jax.retrieval.overlap import copyable, shared_run
+from instructretro_jax.stage import Stage
+from instructretro_jax.train.checkpoint import load_params
+from instructretro_jax.train.step import losses_of_batch
+
+RUNS = ((0, 3), (4, 7), (8, 15), (16, 31), (32, 64))  # tokens shared with the neighbours
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Perplexity(Stage):
+  """Perplexity by kind of token, and by how much the neighbours share with what they serve.
+
+  Writes results.json (rows) and passages.json (for the viewer of the report).
+
+  Attributes:
+    arms: training stages; those without an encoder are evaluated without neighbours only.
+    num_sequences: held-out sequences, spread evenly over the split.
+    viewed_arm: the arm whose gain, token by token, the viewer shows.
+  """
+
+  name: str = 'perplexity'
+  arms: tuple[str, ...]
+  viewed_arm: str
+  task: LanguageModel
+  num_sequences: int
+  batch_size: int = 8
+  num_viewed: int = 6
+  seed: int = 0
+
+  def reads(self) -> tuple[str, ...]:
+    return (*self.task.reads(), *self.arms)
+
+  def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    vocab = vocabulary.load(root / self.task.vocabulary)
+    database = ChunkStore(root / self.task.chunks, 'train')
+    source = self.task.source(root, 'heldout', NeighbourTable)
+    count = min(self.num_sequences, len(source))
+    ids = np.linspace(0, len(source) - 1, count).astype(np.int64)
+    own = source.examples(ids)
+    drawn = random_neighbours(own['chunk_ids'], self.task.num_neighbours, len(database), self.seed)
+    others = source.neighbours(np.where(own['chunk_ids'][..., None] >= 0, drawn, -1))
+    batches = {'own': own, 'off': own, 'random': {**own, **others}}
+    masks = token_categories(own)
+    bytes_BL = vocab.token_bytes()[own['targets']] * own['loss_mask']
+    rows, viewed = [], {}
+    for arm in tqdm.tqdm(self.arms, desc=self.name, unit='arm'):
+      config, params, _ = load_params(root / arm)
+      model = Retro(config)
+      kinds = ('own', 'off', 'random') if 'encoder' in params else ('off',)
+      for kind in kinds:
+        nats_BL = _token_nats(model, params, batches[kind], kind != 'off', self.batch_size)
+        if arm == self.viewed_arm:
+          viewed[kind] = nats_BL
+        for category, mask_BL in masks.items():
+          row = _row(nats_BL, mask_BL, bytes_BL if category == 'all' else None)
+          if row is not None:
+            rows.append({'arm': arm, 'neighbours': kind, 'category': category, **row})
+    manifest.write_text(folder / 'results.json', json.dumps(rows, indent=1))
+    passages = viewer.passages(
+      own, viewed['off'] - viewed['own'], self.num_viewed, self._provenance(root, own), vocab
+    )
+    manifest.write_text(folder / 'passages.json', json.dumps(passages))
+    return {'sequences': count, 'tokens': int(own['loss_mask'].sum()), 'rows': len(rows)}
+
+  def _provenance(self, root: Path, batch: dict[str, np.ndarray]) -> viewer.Provenance:
+    heldout, train = (ChunkStore(root / self.task.chunks, s) for s in ('heldout', 'train'))
+    table = NeighbourTable(root / self.task.neighbours, 'heldout')
+    return viewer.Provenance(heldout, train, table, self.task.num_neighbours)
+
+
+def token_categories(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Which targets belong to which kind, bool [B, L] each.
+
+  'copyable': the trigram that ends in the target stands in the neighbours that serve it; 'other':
+  it does not, though there are neighbours; 'first_chunk': no neighbour serves the target;
+  'run_a_b': the longest run that the serving neighbours share with the target's chunk.
+  """
+  has_target = batch['loss_mask'] > 0
+  B, L = batch['tokens'].shape
+  N = batch['chunk_ids'].shape[1]
+  C = L // N
+  segments = batch['segments'].reshape(B, N, C)
+  mask_BNKR = batch['neighbour_mask']
+  # neighbours of chunk n - 1 serve chunk n if both are of one document
+  continues = (segments[:, 1:, 0] == segments[:, :-1, 0]) & (segments[:, 1:, 0] > 0)
+  is_served = np.zeros((B, N), bool)
+  is_served[:, 1:] = continues & mask_BNKR[:, :-1].any(axis=(2, 3))
+  runs = np.zeros((B, N), int)
+  chunk = batch['tokens'].reshape(B, N, C)[:, 1:].reshape(-1, C)
+  real = segments[:, 1:].reshape(-1, C) > 0
+  served_by = batch['neighbours'][:, :-1].reshape(-1, *mask_BNKR.shape[2:])
+  serving_mask = mask_BNKR[:, :-1].reshape(served_by.shape)
+  runs[:, 1:] = shared_run(chunk, real, served_by, serving_mask).reshape(B, N - 1)
+  # a target at position p is token p + 1, of chunk (p + 1) // C
+  of_target = np.minimum((np.arange(L) + 1) // C, N - 1)
+  served_BL = is_served[:, of_target] & (np.arange(L) + 1 < L)
+  run_BL = runs[:, of_target]
+  can_copy = copyable(batch['tokens'], batch['targets'], batch['neighbours'], mask_BNKR)
+  categories = {
+    'all': has_target,
+    'copyable': has_target & served_BL & can_copy,
+    'other': has_target & served_BL & ~can_copy,
+    'first_chunk': has_target & ~served_BL,
+  }
+  for low, high in RUNS:
+    in_range = (run_BL >= low) & (run_BL <= high)
+    categories[f'run_{low}_{high}'] = has_target & served_BL & in_range
+  return categories
+
+
+def _token_nats(
+  model: Retro, params: Any, batch: dict[str, np.ndarray], is_open: bool, batch_size: int
+) -> np.ndarray:
+  names = ['tokens', 'targets', 'loss_mask', 'segments']
+  names += ['neighbours', 'neighbour_mask'] if is_open else []
+  gate = 1.0 if is_open else 0
+  losses = jax.jit(lambda params, part: losses_of_batch(model, params, part, gate))
+  parts = []
+  for part in _parts({name: batch[name] for name in names}, batch_size):
+    parts.append(np.asarray(losses(params, part)))
+  return np.concatenate(parts)[: len(batch['tokens'])]
+
+
+def _parts(batch: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
+  total = len(batch['tokens'])
+  for start in range(0, total, size):
+    rows = np.minimum(np.arange(start, start + size), total - 1)  # one shape for all parts
+    yield {name: array[rows] for name, array in batch.items()}
+
+
+def _row(
+  nats_BL: np.ndarray, mask_BL: np.ndarray, bytes_BL: np.ndarray | None
+) -> dict[str, Any] | None:
+  """Mean and 95 % interval; sequences, not tokens, are taken as independent (ratio estimator)."""
+  sums_B, counts_B = (nats_BL * mask_BL).sum(axis=1), mask_BL.sum(axis=1)
+  tokens = int(counts_B.sum())
+  if not tokens:
+    return None
+  mean = float(sums_B.sum() / tokens)
+  residual_B = sums_B - mean * counts_B
+  n = len(sums_B)
+  error = math.sqrt(n / max(1, n - 1) * float((residual_B**2).sum())) / tokens
+  row = {
+    'tokens': tokens,
+    'nats': round(mean, 5),
+    'perplexity': round(math.exp(mean), 4),
+    'low': round(math.exp(mean - 1.96 * error), 4),
+    'high': round(math.exp(mean + 1.96 * error), 4),
+    'bits_per_byte': None,
+  }
+  if bytes_BL is not None:
+    row['bits_per_byte'] = round(float(sums_B.sum() / math.log(2) / bytes_BL.sum()), 5)
+  return row

@@ -1,0 +1,69 @@
+"""An experiment: stages in order, run where they are not up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from pathlib import Path
+import time
+
+from instructretro_jax import manifest, stage
+from instructretro_jax.stage import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """What a gin file describes: the stages of a run, each after those it reads."""
+
+  stages: tuple[Stage, ...]
+
+  def __post_init__(self):
+    names: set[str] = set()
+    for member in self.stages:
+      if member.name in names:
+        raise ValueError(f'two stages are named {member.name!r}')
+      if missing := [name for name in member.reads() if name not in names]:
+        raise ValueError(f'stage {member.name!r} reads {missing}, which no earlier stage writes')
+      names.add(member.name)
+
+  def select(self, only: Sequence[str] = (), start: str | None = None) -> tuple[Stage, ...]:
+    """The stages named by `only`, or those from `start` on; all by default.
+
+    Raises StageError for a name that no stage has.
+    """
+    names = [member.name for member in self.stages]
+    for name in (*only, *([start] if start else [])):
+      if name not in names:
+        raise manifest.StageError(f'no stage is named {name!r}; the stages are {names}')
+    first = names.index(start) if start else 0
+    return tuple(m for m in self.stages[first:] if not only or m.name in only)
+
+
+def run(
+  experiment: Experiment,
+  root: Path,
+  *,
+  only: Sequence[str] = (),
+  start: str | None = None,
+  rebuild: Sequence[str] = (),
+  say: Callable[[str], None] = print,
+) -> None:
+  """Brings the chosen stages up to date.
+
+  Args:
+    rebuild: stages to delete first, with all that read them.
+  """
+  experiment.select(only=rebuild)
+  doomed = set(rebuild)
+  for member in experiment.stages:
+    if member.name in doomed or doomed & set(member.reads()):
+      doomed.add(member.name)
+      stage.discard(member, root)
+  for member in experiment.select(only, start):
+    began = time.monotonic()
+    if stage.is_up_to_date(member, root):
+      say(f'{member.name}: up to date')
+      continue
+    say(f'{member.name}: running')
+    stage.run(member, root)
+    say(f'{member.name}: done in {time.monotonic() - began:.0f} s')

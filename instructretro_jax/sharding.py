@@ -1,0 +1,86 @@
+"""From logical axis names to mesh axes: the one table, for parameters and activations alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+
+# logical name -> mesh axes that may split it; parameters first, then batches
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+  ('vocab', 'tensor'),
+  ('heads', 'tensor'),
+  ('kv_heads', 'tensor'),
+  ('mlp', 'tensor'),
+  ('embed', 'fsdp'),
+  ('head', None),
+  ('norm', None),
+  ('offset', None),
+  ('positions', None),
+  ('batch', ('data', 'fsdp')),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis of the mesh; `data` -1 takes all that are left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh over all devices. Raises ValueError if their number does not fit."""
+  devices = list(devices or jax.devices())
+  inner = config.fsdp * config.tensor
+  data = len(devices) // inner if config.data == -1 else config.data
+  if data * inner != len(devices) or not data:
+    raise ValueError(
+      f'a mesh of data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not fit '
+      f'{len(devices)} devices'
+    )
+  shape = (data, config.fsdp, config.tensor)
+  return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
+
+
+def to_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+  """Where an array of these logical axes goes; an axis that does not divide evenly is whole.
+
+  Raises KeyError for a logical name that the table does not have.
+  """
+  rules = dict(RULES)
+  spec = []
+  for name, size in zip(axes, shape, strict=True):
+    target = rules[name] if name is not None else None
+    over = (target,) if isinstance(target, str) else target or ()
+    parts = math.prod(mesh.shape[axis] for axis in over)
+    spec.append(target if parts and size % parts == 0 else None)
+  return PartitionSpec(*spec)
+
+
+def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
+  """Shardings of parameters as a model's abstract init gives them, boxed with logical names."""
+
+  def place(box: nn.LogicallyPartitioned) -> NamedSharding:
+    return NamedSharding(mesh, to_spec(box.names, box.value.shape, mesh))
+
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+  return jax.tree.map(place, abstract_params, is_leaf=is_box)
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+  """Places host arrays with their first axis split over the data axes of the mesh."""
+
+  def place(x):
+    axes = ('batch', *(None,) * (x.ndim - 1))
+    return jax.device_put(x, NamedSharding(mesh, to_spec(axes, x.shape, mesh)))
+
+  return jax.tree.map(place, batch)

@@ -1,0 +1,95 @@
+"""Checkpoints by Orbax: the state and, beside it, what is needed to use it alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from flax import traverse_util
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from instructretro_jax import manifest
+from instructretro_jax.array_types import Params
+from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.train.step import TrainState
+
+
+class Checkpoints:
+  """The checkpoints of one training run; each is complete or absent.
+
+  A checkpoint holds the state (its step is the position in the data) and a JSON record of the
+  model's configuration and the vocabulary's fingerprint.
+  """
+
+  def __init__(self, folder: Path, keep: int = 2):
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+    self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+  def latest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def save(self, state: TrainState, record: dict[str, Any]) -> None:
+    """Writes the state; returns when it is on disk."""
+    arguments = ocp.args.Composite(
+      state=ocp.args.StandardSave(_as_tree(state)), record=ocp.args.JsonSave(record)
+    )
+    self._manager.save(int(state.step), args=arguments, force=True)
+    self._manager.wait_until_finished()
+
+  def restore(self, abstract: TrainState) -> TrainState:
+    """The latest state, placed as the shardings of `abstract` say."""
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract)))
+    restored = self._manager.restore(self._manager.latest_step(), args=arguments)['state']
+    return TrainState(**restored)
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]]:
+  """Model configuration, parameters and record of a finished (or begun) training stage.
+
+  Raises StageError if the folder has no checkpoint.
+  """
+  folder = (stage_folder / 'checkpoints').absolute()
+  steps = sorted(int(p.name) for p in folder.glob('[0-9]*') if p.name.isdigit())
+  if not steps:
+    raise manifest.StageError(f'{stage_folder} has no checkpoint: train it first')
+  step = folder / str(steps[-1])
+  record = json.loads((step / 'record' / 'metadata').read_text())
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.restore(step / 'state')
+  flat = {**tree['trainable'], **(tree['frozen'] or {})}
+  return config_from_json(record['model']), traverse_util.unflatten_dict(flat, sep='/'), record
+
+
+def config_from_json(content: dict[str, Any]) -> RetroConfig:
+  """The inverse of `manifest.to_json` for a model configuration."""
+  fields = {k: v for k, v in content.items() if k != 'class'}
+  fields['decoder'] = DecoderConfig(**{k: v for k, v in fields['decoder'].items() if k != 'class'})
+  if fields['cross_attention_layers'] is not None:
+    fields['cross_attention_layers'] = tuple(fields['cross_attention_layers'])
+  return RetroConfig(**fields)
+
+
+def params_sha256(params: Params) -> str:
+  """Identifies parameters by path and bytes."""
+  digest = hashlib.sha256()
+  for path, x in sorted(traverse_util.flatten_dict(params, sep='/').items()):
+    digest.update(path.encode() + b'\0' + np.asarray(x).tobytes())
+  return digest.hexdigest()
+
+
+def _as_tree(state: TrainState) -> dict[str, Any]:
+  names = ('step', 'trainable', 'frozen', 'opt_state')
+  return {name: getattr(state, name) for name in names}
+
+
+def abstract_like(state: TrainState) -> TrainState:
+  """Shapes, dtypes and shardings of a state, without its values."""
+  describe = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+  return jax.tree.map(describe, state)

@@ -1,0 +1,82 @@
+"""AdamW with a table that gives each group of parameters its rate; rate 0 freezes the group."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from flax import traverse_util
+import jax
+import optax
+
+from instructretro_jax.array_types import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+  """AdamW (Loshchilov & Hutter 2019), clipped, with linear warm-up and cosine decay.
+
+  Attributes:
+    group_rates: (pattern, multiplier) pairs; the first pattern found in the path of a parameter
+      multiplies its learning rate. 0 freezes it: no gradient, no moments, no decay. A parameter
+      that no pattern fits has 1.
+  """
+
+  learning_rate: float
+  final_share: float = 0.1  # of the learning rate, at the last step
+  warmup_share: float = 0.05  # of the steps
+  b1: float = 0.9
+  b2: float = 0.95
+  weight_decay: float = 0.1  # not of norms, biases and embeddings
+  clip_norm: float = 1.0
+  group_rates: tuple[tuple[str, float], ...] = ()
+
+
+def rate_of(path: str, group_rates: tuple[tuple[str, float], ...]) -> float:
+  """The multiplier of the learning rate of one parameter."""
+  return next((rate for pattern, rate in group_rates if re.search(pattern, path)), 1.0)
+
+
+def split_trainable(
+  params: Params, group_rates: tuple[tuple[str, float], ...]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """Flat trainable and frozen parameters by path. Raises ValueError if nothing would train."""
+  flat = traverse_util.flatten_dict(params, sep='/')
+  trainable = {path: x for path, x in flat.items() if rate_of(path, group_rates) != 0}
+  if not trainable:
+    raise ValueError(f'group_rates {group_rates} freeze every parameter')
+  return trainable, {path: x for path, x in flat.items() if path not in trainable}
+
+
+def join_params(trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> Params:
+  """The inverse of `split_trainable`."""
+  return traverse_util.unflatten_dict({**trainable, **frozen}, sep='/')
+
+
+def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+  """Learning rate by step."""
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0,
+    peak_value=config.learning_rate,
+    warmup_steps=max(1, round(config.warmup_share * num_steps)),
+    decay_steps=max(2, num_steps),
+    end_value=config.final_share * config.learning_rate,
+  )
+
+
+def make_optimizer(
+  config: OptimizerConfig, num_steps: int, trainable: dict[str, jax.Array]
+) -> optax.GradientTransformation:
+  """The optimiser of flat trainable parameters."""
+  rates = {path: rate_of(path, config.group_rates) for path in trainable}
+  decayed = {path: x.ndim > 1 and 'embedding' not in path for path, x in trainable.items()}
+  by_group = optax.stateless(
+    lambda updates, _: {path: update * rates[path] for path, update in updates.items()}
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.scale_by_adam(config.b1, config.b2),
+    optax.add_decayed_weights(config.weight_decay, mask=decayed),
+    by_group,
+    optax.scale_by_learning_rate(schedule(config, num_steps)),
+  )

@@ -1,0 +1,66 @@
+"""One training step as a pure function of state and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from instructretro_jax.array_types import Array, Batch, Params
+from instructretro_jax.model.retro import Retro
+from instructretro_jax.train.losses import token_losses
+from instructretro_jax.train.optimizer import join_params
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that training changes (and the frozen parameters, which it does not)."""
+
+  step: Array
+  trainable: dict[str, Array]
+  frozen: dict[str, Array]
+  opt_state: optax.OptState
+
+  @property
+  def params(self) -> Params:
+    return join_params(self.trainable, self.frozen)
+
+
+def losses_of_batch(model: Retro, params: Params, batch: Batch, gate: float | Array) -> Array:
+  """-log p of each target, [B, L] in nats; 0 where `loss_mask` is 0."""
+  hidden_BLD, head_DV = model.apply(
+    {'params': params},
+    batch['tokens'],
+    batch['segments'],
+    batch.get('neighbours'),
+    batch.get('neighbour_mask'),
+    gate=gate,
+    method='hidden_and_head',
+  )
+  return token_losses(hidden_BLD, head_DV, batch['targets']) * batch['loss_mask']
+
+
+def make_train_step(
+  model: Retro, optimizer: optax.GradientTransformation, gate: float
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+  """The step to be compiled: mean loss over the masked tokens of the batch, one update."""
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def mean_loss(trainable: dict[str, Array]) -> Array:
+      params = join_params(trainable, state.frozen)
+      total = losses_of_batch(model, params, batch, gate).sum()
+      return total / jnp.maximum(batch['loss_mask'].sum(), 1)
+
+    loss, grads = jax.value_and_grad(mean_loss)(state.trainable)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)}
+    trainable = optax.apply_updates(state.trainable, updates)
+    return dataclasses.replace(
+      state, step=state.step + 1, trainable=trainable, opt_state=opt_state
+    ), metrics
+
+  return step
