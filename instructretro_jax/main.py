@@ -1,0 +1,106 @@
+"""The command line: `instructretro COMMAND --gin_file=F --gin.NAME=VALUE --root=DIR`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import sys
+
+import click
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before anything imports TensorFlow
+
+_GIN_OPTIONS = {'ignore_unknown_options': True, 'allow_extra_args': True}
+
+
+@click.group()
+def main() -> None:
+  """InstructRetro: from text to a Retro-fitted, instruction-tuned, evaluated model."""
+
+
+def _split(names: str | None) -> tuple[str, ...]:
+  return tuple(names.split(',')) if names else ()
+
+
+def gin_bindings(arguments: list[str]) -> list[str]:
+  """Turns `--gin.NAME=VALUE` into `NAME = VALUE`. Raises UsageError for anything else."""
+  bindings = []
+  for argument in arguments:
+    name, equals, value = argument.removeprefix('--gin.').partition('=')
+    if not argument.startswith('--gin.') or not equals:
+      raise click.UsageError(f'{argument!r} is unknown; overrides look like --gin.NUM_STEPS=10')
+    bindings.append(f'{name} = {value}')
+  return bindings
+
+
+@main.command(context_settings=_GIN_OPTIONS)
+@click.option('--gin_file', 'gin_files', multiple=True, required=True, help='Experiment file.')
+@click.option('--root', default='runs/quickstart', show_default=True, help='Folder of the run.')
+@click.option('--only', help='Stages to run, separated by commas.')
+@click.option('--from', 'start', help='First stage to run.')
+@click.option('--rebuild', help='Stages to make anew, with all that read them.')
+@click.option('--dry_run', is_flag=True, help='Say what would run, and run nothing.')
+@click.pass_context
+def run(context, gin_files, root, only, start, rebuild, dry_run) -> None:
+  """Brings the stages of an experiment up to date.
+
+  Example: instructretro run --gin_file=experiments/quickstart/run.gin --gin.PRETRAIN_STEPS=100
+  """
+  from instructretro_jax import gin_adapter, manifest, pipeline, stage
+
+  files = [_found(name, gin_adapter.REPOSITORY) for name in gin_files]
+  experiment, operative = gin_adapter.configure(
+    pipeline.Experiment, files, gin_bindings(context.args)
+  )
+  folder = Path(root)
+  if dry_run:
+    for member in experiment.select(_split(only), start):
+      try:
+        state = 'up to date' if stage.is_up_to_date(member, folder) else 'would run'
+      except manifest.StageError as error:
+        state = str(error).splitlines()[0]
+      click.echo(f'{member.name}: {state}')
+    return
+  manifest.write_text(folder / 'operative_config.gin', operative)
+  pipeline.run(
+    experiment,
+    folder,
+    only=_split(only),
+    start=start,
+    rebuild=_split(rebuild),
+    say=click.echo,
+  )
+
+
+@main.command()
+@click.argument('folder', type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option('--chunk', type=int, help='Print this chunk and its neighbours (run folder).')
+@click.option('--split', default='heldout', show_default=True, help='Split of --chunk.')
+def inspect(folder: Path, chunk: int | None, split: str) -> None:
+  """Prints a stage folder in words, or a chunk of a run folder with its neighbours.
+
+  Examples: instructretro inspect runs/quickstart/index;
+  instructretro inspect runs/quickstart --chunk=12
+  """
+  from instructretro_jax import inspection
+
+  if chunk is None:
+    click.echo(inspection.describe_stage(folder))
+  else:
+    click.echo(inspection.describe_chunk(folder, split, chunk))
+
+
+def _found(name: str, repository: Path) -> str:
+  """A gin file as given, or as seen from the repository."""
+  return name if Path(name).exists() else str(repository / name)
+
+
+def console() -> None:
+  """Entry point: a StageError is one line on stderr and exit code 1, not a traceback."""
+  from instructretro_jax.manifest import StageError
+
+  try:
+    main(standalone_mode=True)
+  except StageError as error:
+    click.echo(f'error: {error}', err=True)
+    sys.exit(1)
