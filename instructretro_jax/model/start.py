@@ -31,7 +31,7 @@ def fit_from_gpt(gpt: Params, retro: Params) -> Params:
   for path in flat:
     layer, is_norm, leaf = path.partition('/cross_attention/norm/')
     if is_norm:
-      flat[path] = flat_gpt[f'{layer}/mlp/norm/{leaf}']
+      flat[path] = jnp.array(flat_gpt[f'{layer}/mlp/norm/{leaf}'], copy=True)  # own buffer
   return traverse_util.unflatten_dict(flat, sep='/')
 
 

@@ -1,0 +1,27 @@
+"""Strict numerics for the whole suite."""
+
+import os
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+import jax
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_default_matmul_precision', 'highest')
+
+
+@pytest.fixture
+def tiny_documents(tmp_path):
+  """Twelve text files that share sentences, so that retrieval finds something."""
+  folder = tmp_path / 'documents'
+  folder.mkdir()
+  sentences = [
+    f'The {noun} number {n} lies {n * 7} metres above the {place}, and is painted {colour}.'
+    for n in range(12)
+    for noun, place, colour in [('tower', 'harbour', 'red'), ('bridge', 'valley', 'green')]
+  ]
+  for n in range(12):
+    text = '\n'.join(sentences[(n * 2 + k * 5) % len(sentences)] for k in range(8))
+    (folder / f'{n:02d}.txt').write_text(f'Report {n}\n{text}\n')
+  return folder

@@ -1,0 +1,49 @@
+"""Kinds of tokens and the interval."""
+
+import numpy as np
+import pytest
+
+from instructretro_jax.evaluate.perplexity import _row, token_categories
+from instructretro_jax.evaluate.viewer import shared_spans
+
+
+def test_categories_part_all_targets():
+  C, N = 4, 3
+  tokens = np.arange(12)[None]
+  segments = np.array([[1] * 8 + [2] * 4])
+  targets = np.roll(tokens, -1, axis=1)
+  mask = np.ones((1, 12), np.float32)
+  mask[0, [7, 11]] = 0
+  neighbours = np.zeros((1, N, 1, 2 * C), int)
+  neighbours[0, 0, 0] = [2, 3, 4, 5, 6, 0, 0, 0]  # shares 4 5 6 with chunk 1, which it serves
+  batch = {
+    'tokens': tokens,
+    'targets': targets,
+    'loss_mask': mask,
+    'segments': segments,
+    'chunk_ids': np.arange(N)[None],
+    'neighbours': neighbours,
+    'neighbour_mask': np.ones(neighbours.shape, bool),
+  }
+  found = token_categories(batch)
+  assert found['first_chunk'][0].nonzero()[0].tolist() == [0, 1, 2, 8, 9, 10]
+  assert found['copyable'][0].nonzero()[0].tolist() == [3, 4, 5]  # targets 4, 5 and 6
+  assert found['other'][0].nonzero()[0].tolist() == [6]
+  assert found['run_0_3'][0].nonzero()[0].tolist() == [3, 4, 5, 6]
+  total = found['first_chunk'] ^ found['copyable'] ^ found['other']
+  np.testing.assert_array_equal(total, found['all'])
+
+
+def test_row_is_the_token_mean_with_a_sequence_interval():
+  nats = np.array([[1.0, 3.0], [2.0, 2.0], [0.0, 1.0]])
+  mask = np.array([[1, 1], [1, 0], [0, 1]], bool)
+  row = _row(nats * mask, mask, 2 * mask)
+  assert row['tokens'] == 4 and row['nats'] == pytest.approx(7 / 4)
+  assert row['low'] < row['perplexity'] < row['high']
+  assert row['bits_per_byte'] == pytest.approx(7 / 4 / np.log(2) / 2, abs=1e-4)
+  assert _row(nats, np.zeros_like(mask), None) is None
+
+
+def test_shared_spans():
+  assert shared_spans([9, 1, 2, 3, 4, 5, 9], [0, 1, 2, 3, 4, 5]) == [(1, 6)]
+  assert shared_spans([1, 2, 3], [1, 2, 3]) == []

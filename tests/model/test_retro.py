@@ -1,0 +1,223 @@
+"""The model against its numpy twin, and the properties that make it Retro."""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructretro_jax.model.config import DecoderConfig, RetroConfig, reference_retro_layers
+from instructretro_jax.model.encoder import MAX_OFFSET
+from instructretro_jax.model.retro import Retro
+from tests.reference import retro as twin
+
+C, K = 4, 2
+DECODER = DecoderConfig(
+  vocab_size=32,
+  num_layers=3,
+  width=16,
+  num_heads=2,
+  ff_width=24,
+  activation='gelu',
+  init_std=0.3,
+  embedding_init_std=0.5,
+  embedding_scale=1.5,
+)
+CONFIG = RetroConfig(
+  decoder=DECODER,
+  chunk_len=C,
+  encoder_ff_width=16,
+  cross_attention_layers=(0, 2),
+  mask_neighbours=True,
+  encoder_rotary=True,
+  encoder_relative_bias=True,
+  cross_attention_rotary=True,
+)
+
+
+def make_inputs(length=16, batch=2, seed=0):
+  rng = np.random.default_rng(seed)
+  N = -(-length // C)
+  tokens = rng.integers(0, 32, (batch, length))
+  segments = np.ones((batch, length), np.int32)
+  neighbours = rng.integers(0, 32, (batch, N, K, 2 * C))
+  return tokens, segments, neighbours, np.ones(neighbours.shape, bool)
+
+
+def init(config, inputs, **kwargs):
+  params = nn.unbox(Retro(config).init(jax.random.key(0), *inputs, **kwargs))['params']
+  # a relative bias starts at 0: give it values, so that a test of it can fail
+  noise = lambda path, x: x + 0.1 * jax.random.normal(jax.random.key(len(str(path))), x.shape)
+  return jax.tree_util.tree_map_with_path(noise, params)
+
+
+def logits(config, params, *inputs, **kwargs):
+  apply = jax.jit(lambda p, *x: Retro(config).apply({'params': p}, *x, method='logits', **kwargs))
+  return np.asarray(apply(params, *inputs))
+
+
+def test_equals_the_twin():
+  tokens, segments, neighbours, mask = make_inputs()
+  segments[0, 6:8] = 0  # the first document ends inside chunk 1, padding follows
+  segments[0, 8:] = 2
+  mask[0, 2, 1] = False  # one neighbour is missing
+  mask[1, 1] = False  # a chunk has none
+  mask[1, 2, 0, 5:] = False  # a neighbour is short
+  params = init(CONFIG, (tokens, segments, neighbours, mask))
+  found = logits(CONFIG, params, tokens, segments, neighbours, mask)
+  flat = jax.tree.map(np.asarray, params)
+  for b in range(2):
+    expected = twin.logits(
+      flat,
+      tokens[b],
+      segments[b],
+      neighbours[b],
+      mask[b],
+      chunk_len=C,
+      layers=(0, 2),
+      max_offset=MAX_OFFSET,
+      scale=1.5,
+    )
+    real = segments[b] > 0
+    np.testing.assert_allclose(found[b][real], expected[real], atol=2e-4)
+
+
+def test_closed_gate_is_the_plain_decoder_exactly():
+  inputs = make_inputs()
+  params = init(CONFIG, inputs)
+  plain = {k: v for k, v in params.items() if k != 'encoder'}
+  without = logits(CONFIG, plain, *inputs[:2], gate=0)
+  np.testing.assert_array_equal(logits(CONFIG, params, *inputs, gate=0.0), without)
+  traced = logits(CONFIG, params, *inputs, gate=jnp.zeros(()))
+  np.testing.assert_allclose(traced, without, atol=1e-5)
+
+
+def test_closed_gate_makes_no_encoder():
+  inputs = make_inputs()
+  params = Retro(CONFIG).init(jax.random.key(0), *inputs[:2], gate=0)['params']
+  assert 'encoder' not in params
+  assert all('cross_attention' not in params[f'decoder_{n}'] for n in range(3))
+
+
+def test_gate_per_sequence():
+  inputs = make_inputs()
+  params = init(CONFIG, inputs)
+  mixed = logits(CONFIG, params, *inputs, gate=jnp.array([0.0, 1.0]))
+  np.testing.assert_allclose(mixed[0], logits(CONFIG, params, *inputs, gate=0)[0], atol=1e-5)
+  np.testing.assert_allclose(mixed[1], logits(CONFIG, params, *inputs, gate=1.0)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize('length', [16, 13, 5])
+@pytest.mark.parametrize('masked', [True, False])
+def test_neighbours_of_a_chunk_move_what_may_read_them_and_nothing_else(length, masked):
+  config = dataclasses.replace(CONFIG, mask_neighbours=masked)
+  tokens, segments, neighbours, mask = make_inputs(length)
+  params = init(config, (tokens, segments, neighbours, mask))
+  before = logits(config, params, tokens, segments, neighbours, mask)
+  first = (length - 1) % C + 1
+  for chunk in range(neighbours.shape[1]):
+    changed = neighbours.copy()
+    changed[0, chunk] = (changed[0, chunk] + 1) % 32
+    after = logits(config, params, tokens, segments, changed, mask)
+    moved = np.abs(after - before).max(axis=-1) > 0
+    assert not moved[1].any()
+    readable = first - 1 + chunk * C  # the last token of the chunk already reads them
+    assert not moved[0, :readable].any()
+    assert moved[0, readable:].all()
+
+
+@pytest.mark.parametrize('length', [16, 13])
+def test_no_future_token_moves_an_earlier_logit(length):
+  tokens, segments, neighbours, mask = make_inputs(length)
+  params = init(CONFIG, (tokens, segments, neighbours, mask))
+  before = logits(CONFIG, params, tokens, segments, neighbours, mask)
+  for position in range(length):
+    changed = tokens.copy()
+    changed[:, position] = (changed[:, position] + 1) % 32
+    after = logits(CONFIG, params, changed, segments, neighbours, mask)
+    np.testing.assert_array_equal(after[:, :position], before[:, :position])
+    assert (after[:, position] != before[:, position]).any()
+
+
+def test_order_of_neighbours_does_not_matter():
+  tokens, segments, neighbours, mask = make_inputs()
+  params = init(CONFIG, (tokens, segments, neighbours, mask))
+  before = logits(CONFIG, params, tokens, segments, neighbours, mask)
+  after = logits(CONFIG, params, tokens, segments, neighbours[:, :, ::-1], mask)
+  np.testing.assert_allclose(after, before, atol=1e-4)
+
+
+def test_padding_of_a_neighbour_is_not_read():
+  tokens, segments, neighbours, mask = make_inputs()
+  mask[:, :, :, -2:] = False
+  params = init(CONFIG, (tokens, segments, neighbours, mask))
+  before = logits(CONFIG, params, tokens, segments, neighbours, mask)
+  neighbours[:, :, :, -2:] = 0
+  after = logits(CONFIG, params, tokens, segments, neighbours, mask)
+  np.testing.assert_array_equal(after, before)
+
+
+def test_another_document_does_not_read_the_neighbours():
+  tokens, segments, neighbours, mask = make_inputs()
+  segments[:, 8:] = 2
+  params = init(CONFIG, (tokens, segments, neighbours, mask))
+  before = logits(CONFIG, params, tokens, segments, neighbours, mask)
+  neighbours[:, 1] = (neighbours[:, 1] + 1) % 32
+  after = logits(CONFIG, params, tokens, segments, neighbours, mask)
+  moved = np.abs(after - before).max(axis=(0, 2)) > 0
+  assert moved.tolist() == [n == 7 for n in range(16)]
+
+
+def test_value_shift_reads_the_next_value_within_a_neighbour():
+  config = dataclasses.replace(CONFIG, value_shift=1, encoder_layers=0, cross_attention_layers=(0,))
+  tokens, segments, neighbours, mask = make_inputs()
+  params = init(CONFIG, (tokens, segments, neighbours, mask))
+  before = logits(config, params, tokens, segments, neighbours, mask)
+  first, last = neighbours.copy(), neighbours.copy()
+  first[:, 0, :, 0] = (first[:, 0, :, 0] + 1) % 32
+  last[:, 0, :, -1] = (last[:, 0, :, -1] + 1) % 32
+  assert (logits(config, params, tokens, segments, first, mask) != before).any()
+  assert (logits(config, params, tokens, segments, last, mask) != before).any()
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'activation': 'swiglu', 'norm': 'layernorm_1p', 'rotary_fraction': 0.5},
+    {'activation': 'squared_relu', 'norm': 'layernorm', 'positions': 'learned', 'use_bias': True},
+    {'activation': 'geglu', 'num_kv_heads': 1, 'tie_embeddings': False, 'remat': True},
+    {'activation': 'gelu_tanh', 'positions': 'none', 'final_norm': False, 'dtype': 'bfloat16'},
+    {'rotary_interleaved': True},
+  ],
+)
+def test_every_flavour_runs_and_is_causal(changes):
+  config = dataclasses.replace(CONFIG, decoder=dataclasses.replace(DECODER, **changes))
+  tokens, segments, neighbours, mask = make_inputs(8)
+  params = init(config, (tokens, segments, neighbours, mask))
+  before = logits(config, params, tokens, segments, neighbours, mask)
+  assert np.isfinite(before).all() and before.dtype == np.float32
+  tokens[:, 5] = (tokens[:, 5] + 1) % 32
+  after = logits(config, params, tokens, segments, neighbours, mask)
+  np.testing.assert_array_equal(after[:, :5], before[:, :5])
+
+
+def test_reference_rule_of_layers():
+  assert reference_retro_layers(12) == (5, 8, 11)
+  assert reference_retro_layers(15) == (5, 8, 11, 14)
+  assert reference_retro_layers(16) == (8, 11, 14)
+  assert len(reference_retro_layers(48)) == 14
+
+
+def test_errors_name_both_values():
+  inputs = make_inputs()
+  params = init(CONFIG, inputs)
+  with pytest.raises(ValueError, match='no neighbours were given'):
+    logits(CONFIG, params, *inputs[:2])
+  with pytest.raises(ValueError, match=r'4 chunks of 4.*\(2, 3, 2, 8\)'):
+    logits(CONFIG, params, *inputs[:2], inputs[2][:, :3], inputs[3][:, :3])
+  with pytest.raises(ValueError, match='width 16.*num_heads 3'):
+    dataclasses.replace(DECODER, num_heads=3)
+  with pytest.raises(ValueError, match=r'\(7,\) do not fit 3'):
+    dataclasses.replace(CONFIG, cross_attention_layers=(7,))

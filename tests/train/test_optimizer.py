@@ -1,0 +1,67 @@
+"""Groups of parameters: rates, freezing, decay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from instructretro_jax.train.optimizer import (
+  OptimizerConfig,
+  join_params,
+  make_optimizer,
+  rate_of,
+  schedule,
+  split_trainable,
+)
+
+PARAMS = {
+  'decoder_0': {'mlp': {'kernel': jnp.ones((2, 2)), 'norm': jnp.ones(2)}},
+  'encoder': {'kernel': jnp.ones((2, 2))},
+}
+RATES = (('encoder', 2.0), ('norm', 0.0))
+
+
+def test_first_pattern_wins():
+  assert rate_of('encoder/norm', RATES) == 2.0
+  assert rate_of('decoder_0/mlp/norm', RATES) == 0.0
+  assert rate_of('decoder_0/mlp/kernel', RATES) == 1.0
+
+
+def test_frozen_parameters_have_no_state_and_come_back():
+  trainable, frozen = split_trainable(PARAMS, RATES)
+  assert set(frozen) == {'decoder_0/mlp/norm'}
+  config = OptimizerConfig(learning_rate=0.1, group_rates=RATES)
+  state = make_optimizer(config, 10, trainable).init(trainable)
+  sizes = [x.size for x in jax.tree.leaves(state)]
+  assert sum(sizes) == 2 * 8 + 2  # two moments of the two kernels, and two counters
+  assert jax.tree.structure(join_params(trainable, frozen)) == jax.tree.structure(PARAMS)
+
+
+def test_rates_scale_updates_and_norms_do_not_decay():
+  config = OptimizerConfig(
+    learning_rate=0.1, group_rates=(('encoder', 2.0),), warmup_share=0.0, weight_decay=0.5
+  )
+  trainable, _ = split_trainable(PARAMS, config.group_rates)
+  optimizer = make_optimizer(config, 10, trainable)
+  state = optimizer.init(trainable)
+  zeros = jax.tree.map(jnp.zeros_like, trainable)
+  for _ in range(2):  # the first step is at rate 0
+    updates, state = optimizer.update(zeros, state, trainable)
+  updated = optax.apply_updates(trainable, updates)
+  np.testing.assert_array_equal(updated['decoder_0/mlp/norm'], trainable['decoder_0/mlp/norm'])
+  moved = {path: float(1 - x[0, 0]) for path, x in updated.items() if x.ndim == 2}
+  assert moved['decoder_0/mlp/kernel'] > 0
+  assert moved['encoder/kernel'] == pytest.approx(2 * moved['decoder_0/mlp/kernel'], rel=1e-4)
+
+
+def test_schedule_ends_at_its_share():
+  rate = schedule(OptimizerConfig(learning_rate=1.0, final_share=0.1, warmup_share=0.1), 100)
+  assert float(rate(0)) == 0
+  assert float(rate(10)) == pytest.approx(1.0)
+  assert float(rate(100)) == pytest.approx(0.1)
+
+
+def test_freezing_everything_is_refused():
+  with pytest.raises(ValueError, match='freeze every parameter'):
+    split_trainable(PARAMS, (('', 0.0),))
