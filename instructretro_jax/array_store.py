@@ -15,8 +15,13 @@ _CACHE_BYTES = 1 << 28
 
 
 def write_shard(folder: Path, name: str, shard: int, array: np.ndarray) -> None:
-  """Writes rows `array` as shard number `shard` of the array `name`; it appears whole or not."""
+  """Writes rows `array` as shard number `shard` of the array `name`; it appears whole or not.
+
+  A shard that is there already is kept: a stage gives the same rows each time.
+  """
   path = _shard_path(folder, name, shard)
+  if path.exists():
+    return
   partial = path.with_name(path.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
   spec = {

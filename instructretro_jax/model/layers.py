@@ -21,6 +21,11 @@ _ACTIVATIONS = {
 _GATED = ('swiglu', 'geglu')
 
 
+def over_last(vector: Array, x: Array) -> Array:
+  """`vector` with leading axes of size 1, so that it meets the last axes of `x`."""
+  return vector.reshape((1,) * (x.ndim - vector.ndim) + vector.shape)
+
+
 class Linear(nn.Module):
   """A linear map over the last `num_in` axes, with a bias if the model has biases.
 
@@ -49,7 +54,7 @@ class Linear(nn.Module):
     if not c.use_bias:
       return y
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
-    return y + self.param('bias', zeros, self.features).astype(x.dtype)
+    return y + over_last(self.param('bias', zeros, self.features), y).astype(x.dtype)
 
 
 class Norm(nn.Module):
@@ -65,14 +70,15 @@ class Norm(nn.Module):
     scale = self.param('scale', nn.with_logical_partitioning(start, ('norm',)), (x.shape[-1],))
     if c.norm == 'rmsnorm':
       y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + c.norm_eps)
-      return (y * scale).astype(x.dtype)
+      return (y * over_last(scale, y)).astype(x.dtype)
     centred = wide - jnp.mean(wide, -1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('norm',))
     bias = self.param('bias', zeros, (x.shape[-1],))
     if c.norm == 'layernorm_1p':
       scale = scale + 1
-    return (centred * jax.lax.rsqrt(variance + c.norm_eps) * scale + bias).astype(x.dtype)
+    y = centred * jax.lax.rsqrt(variance + c.norm_eps)
+    return (y * over_last(scale, y) + over_last(bias, y)).astype(x.dtype)
 
 
 class FeedForward(nn.Module):

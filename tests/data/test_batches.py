@@ -72,7 +72,7 @@ class Letters:
 
 
 def test_loss_is_on_the_answer_and_its_end():
-  question = Question('q', 'own', 'Why?', ('P' * 50,), ('so', 'other'))
+  question = Question('q', 'Why?', ('P' * 50,), ('so', 'other'), 'own')
   rows = Instructions([question], Letters(), 250)
   batch = rows.examples(np.array([0]))
   learnt = batch['targets'][0][batch['loss_mask'][0] > 0]
@@ -81,7 +81,7 @@ def test_loss_is_on_the_answer_and_its_end():
 
 
 def test_passages_are_cut_and_questions_never():
-  question = Question('q', 'own', 'Why?', ('P' * 500,), ('so',))
+  question = Question('q', 'Why?', ('P' * 500,), ('so',), 'own')
   tokens, cut = prompt_tokens(question, Letters(), 200)
   text = ''.join(map(chr, tokens))
   assert len(tokens) == 200 and text.endswith('User: Why?\n\nAssistant:')
