@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from flax import traverse_util
+import jax
 import jax.numpy as jnp
 
-from instructretro_jax.array_types import Params
+from instructretro_jax.array_types import Array, Params
 from instructretro_jax.model.encoder import MAX_OFFSET
 
 STARTS = ('random', 'zero_output', 'copy_ready')
+_BIAS = 'encoder/layer_0/relative_bias/table'
+_ENCODER_ATTENTION = 'encoder/layer_0/attention'
 _CROSS_ATTENTION = re.compile(r'decoder_\d+/cross_attention/attention')
 
 
@@ -35,34 +39,52 @@ def fit_from_gpt(gpt: Params, retro: Params) -> Params:
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def start_cross_attention(params: Params, start: str, output_scale: float = 0.25) -> Params:
+def start_cross_attention(
+  params: Params, start: str, output_scale: float = 0.25, match_scale: float = 1.5
+) -> Params:
   """Sets the projections of the cross-attention (and of the encoder) for the first step.
 
   - 'random': as initialised, the paper's.
   - 'zero_output': output projections 0, so that gate 1 equals gate 0 at the first step.
-  - 'copy_ready': W_q = 1.5 W_k and W_o = output_scale * W_v^T, so that a query finds keys with its
-    own token and writes what it reads in the direction of the embedding (in the spirit of mimetic
-    initialisation, arXiv 2305.09828). If the encoder has a relative bias, half of its heads start
-    by looking one token back. This start is this project's, not the paper's.
+  - 'copy_ready': W_q = match_scale * P W_k and W_o = output_scale * W_v^T, so that a query finds
+    keys by their token and writes what it reads in the direction of the embedding (in the spirit
+    of mimetic initialisation, arXiv 2305.09828). If the encoder has a relative bias, half of its
+    heads start by looking one token back and write what they see as e P, with P = W_v W_o of
+    those heads; a query for e P then finds the places behind its own token and reads what followed.
+    Otherwise P is the identity. This start is this project's, not the paper's.
   """
   if start not in STARTS:
     raise ValueError(f'start must be one of {STARTS}, not {start!r}')
   flat = dict(traverse_util.flatten_dict(params, sep='/'))
+  if start == 'random':
+    return params
   paths = sorted({m.group() for p in flat if (m := _CROSS_ATTENTION.match(p))})
-  for path in paths if start != 'random' else ():
-    if start == 'zero_output':
+  if start == 'zero_output':
+    for path in paths:
       flat[f'{path}/output/kernel'] = jnp.zeros_like(flat[f'{path}/output/kernel'])
-    else:
-      flat[f'{path}/query/kernel'] = 1.5 * flat[f'{path}/key/kernel']
-      value_DHA = flat[f'{path}/value/kernel']
-      flat[f'{path}/output/kernel'] = output_scale * jnp.transpose(value_DHA, (1, 2, 0))
-  bias_path = 'encoder/layer_0/relative_bias/table'
-  if start == 'copy_ready' and bias_path in flat:
-    bias_HO = flat[bias_path]
-    looking_back = bias_HO.shape[0] // 2
-    flat[bias_path] = bias_HO.at[:looking_back, MAX_OFFSET - 1].set(8.0)
-    value_DHA = flat['encoder/layer_0/attention/value/kernel']
-    scale_H = jnp.where(jnp.arange(value_DHA.shape[1]) < looking_back, 1.0, 0.3)
-    output_HAD = jnp.transpose(value_DHA, (1, 2, 0)) * scale_H[:, None, None]
-    flat['encoder/layer_0/attention/output/kernel'] = output_HAD
+    return traverse_util.unflatten_dict(flat, sep='/')
+  back_DD = _look_back(flat) if _BIAS in flat else None
+  for path in paths:
+    key_DHA, value_DHA = flat[f'{path}/key/kernel'], flat[f'{path}/value/kernel']
+    found_DHA = key_DHA if back_DD is None else jnp.einsum('de,eha->dha', back_DD, key_DHA)
+    flat[f'{path}/query/kernel'] = match_scale * found_DHA
+    flat[f'{path}/output/kernel'] = output_scale * jnp.transpose(value_DHA, (1, 2, 0))
   return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _look_back(flat: dict[str, Array]) -> Array:
+  """Makes half of the heads of the encoder's first layer look one token back; returns their P."""
+  bias_HO = flat[_BIAS]
+  heads = bias_HO.shape[0] // 2
+  flat[_BIAS] = bias_HO.at[:heads, MAX_OFFSET - 1].set(8.0)
+  value_DHA = flat[f'{_ENCODER_ATTENTION}/value/kernel']
+  width = value_DHA.shape[0]
+  # random directions other than those of the embeddings themselves, |e P| about |e|
+  key = jax.random.key(0)
+  written = jax.random.normal(key, (heads, value_DHA.shape[2], width)) / math.sqrt(width)
+  read_DHA = value_DHA[:, :heads] / (jnp.std(value_DHA) * math.sqrt(width))
+  written_HAD = written * math.sqrt(width / (heads * value_DHA.shape[2]))
+  flat[f'{_ENCODER_ATTENTION}/value/kernel'] = value_DHA.at[:, :heads].set(read_DHA)
+  output_HAD = flat[f'{_ENCODER_ATTENTION}/output/kernel']
+  flat[f'{_ENCODER_ATTENTION}/output/kernel'] = output_HAD.at[:heads].set(written_HAD)
+  return jnp.einsum('dha,hae->de', read_DHA, written_HAD)

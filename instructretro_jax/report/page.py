@@ -1,48 +1,65 @@
-"""The report as one self-contained HTML page."""
+"""The report as one HTML page that needs nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
-import markupsafe
+from markupsafe import Markup
 
-_FULL_COLOUR = 3.0  # nats of gain or loss
+from instructretro_jax.report import plots, tables
+
+# Gains, in nats, at which the colour of a token deepens.
+GAIN_STEPS = (0.1, 0.5, 1.0, 2.0, 4.0)
 
 
-def render(content: Mapping[str, Any], passages: Sequence[Mapping[str, Any]]) -> str:
-  """The page; every text that comes from data is escaped.
+def render(
+  report: Mapping[str, Any], passages: Sequence[Mapping[str, Any]], main_arms: Sequence[str]
+) -> str:
+  """The page. Text from corpora is escaped; only our own SVG goes in as it is.
 
-  Args:
-    content: title lines, tables (lists of rows, header first), checks and plots (SVG).
-    passages: what evaluate/viewer.py wrote.
+  Every number is one of `report`, but for the gains of the viewer, which are those of `passages`.
   """
   environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('instructretro_jax', 'report'),
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
+    undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
   )
-  environment.filters['tint'] = tint
-  environment.filters['marked'] = marked
-  return environment.get_template('page.html.j2').render(**content, passages=passages)
+  environment.filters |= {'shade': shade, 'split_marks': split_marks}
+  perplexity = report['perplexity']
+  return environment.get_template('page.html.j2').render(
+    arms=tables.arm_table(report['curves']),
+    checks=[(check['passed'], tables.check_line(check)) for check in report['checks']],
+    perplexity=tables.perplexity_table(perplexity),
+    runs=tables.run_table(perplexity),
+    run_plot=Markup(plots.perplexity_by_run(perplexity, main_arms)),
+    questions=tables.question_tables(report['questions']),
+    statistics=[tables.statistics_table(*item) for item in report['statistics'].items()],
+    curves=[Markup(svg) for svg in plots.loss_curves(report['curves'])],
+    passages=passages,
+    gain_steps=GAIN_STEPS,
+  )
 
 
-def tint(gain: float | None) -> str:
-  """Background of a token: green where retrieval helped, red where it hurt."""
-  if gain is None:
-    return 'transparent'
-  strength = min(1.0, abs(gain) / _FULL_COLOUR)
-  return f'rgba({"34,139,74" if gain > 0 else "200,60,50"},{0.65 * strength:.2f})'
+def shade(gain: float | None) -> str:
+  """Class of a token: g1 to g5 where retrieval helped, l1 to l5 where it hurt, else empty."""
+  level = 0 if gain is None else bisect.bisect_right(GAIN_STEPS, abs(gain))
+  if gain is None or level == 0:
+    return ''
+  return f'{"g" if gain > 0 else "l"}{level}'
 
 
-def marked(text: str, spans: Sequence[Sequence[int]]) -> markupsafe.Markup:
-  """Text with <mark> around character ranges; the text itself is escaped."""
-  pieces, last = [], 0
-  for low, high in spans:
-    pieces += [markupsafe.escape(text[last:low]), markupsafe.Markup('<mark>')]
-    pieces += [markupsafe.escape(text[low:high]), markupsafe.Markup('</mark>')]
-    last = high
-  return markupsafe.Markup('').join([*pieces, markupsafe.escape(text[last:])])
+def split_marks(text: str, spans: Sequence[Sequence[int]]) -> Iterator[tuple[bool, str]]:
+  """The text in pieces, each with whether it is inside a span; spans are sorted and disjoint."""
+  end = 0
+  for start, stop in spans:
+    yield False, text[end:start]
+    yield True, text[start:stop]
+    end = stop
+  yield False, text[end:]

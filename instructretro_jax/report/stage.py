@@ -1,4 +1,4 @@
-"""The report stage: every number in report.json, the same numbers for people in index.html."""
+"""The report stage: gathers what a run measured into report.json and one page."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from instructretro_jax import manifest
-from instructretro_jax.report import page, plots, tables
+from instructretro_jax.manifest import StageError
+from instructretro_jax.report import page
+from instructretro_jax.report.checks import checks
+from instructretro_jax.report.tables import print_tables
 from instructretro_jax.stage import Stage
+
+_MAX_POINTS = 250  # of a loss curve; longer ones are averaged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report(Stage):
-  """Reads run folders alone and writes the report.
+  """Writes report.json, which holds every number of the page, and index.html.
+
+  A failed check is reported in words and counted, and stops nothing.
 
   Attributes:
-    arms: training stages whose loss is plotted.
-    baseline: arm that had the same further tokens without retrieval.
-    retro: arm that is compared with it.
+    arms: training stages whose loss curves are drawn.
+    statistics: stages whose counts are listed.
+    baseline: the arm without retrieval, against which the checks hold `retro`.
   """
 
   name: str = 'report'
@@ -34,66 +40,44 @@ class Report(Stage):
   retro: str = 'retro_fit'
 
   def reads(self) -> tuple[str, ...]:
-    return (*self.statistics, *self.arms, self.perplexity, self.questions)
+    return (*self.arms, self.perplexity, self.questions, *self.statistics)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
-    perplexity = json.loads((root / self.perplexity / 'results.json').read_text())
-    questions = json.loads((root / self.questions / 'results.json').read_text())
-    passages = json.loads((root / self.perplexity / 'passages.json').read_text())
-    counts = {name: manifest.read_manifest(root / name).counts for name in self.statistics}
-    curves = {arm: _curve(root / arm) for arm in self.arms}
-    checks = self._checks(perplexity)
+    rows = _read_json(root / self.perplexity / 'results.json')
     report = {
-      'checks': checks,
-      'perplexity': perplexity,
-      'questions': questions,
-      'curves': curves,
-      'statistics': counts,
+      'checks': checks(rows, self.baseline, self.retro),
+      'perplexity': rows,
+      'questions': _read_json(root / self.questions / 'results.json'),
+      'statistics': {name: manifest.read_manifest(root / name).counts for name in self.statistics},
+      'curves': {arm: read_curve(root / arm) for arm in self.arms},
     }
-    compared = [(self.baseline, 'off'), (self.retro, 'own'), (self.retro, 'off')]
-    shown = {
-      'perplexity': tables.perplexity_table(perplexity),
-      'runs': tables.run_table(perplexity, compared),
-      'questions': tables.question_table(questions),
-      'statistics': tables.statistics_table(counts),
-    }
-    content = {**shown, 'checks': checks, 'loss_plot': plots.loss_curves(curves)}
-    manifest.write_text(folder / 'report.json', json.dumps(report, indent=1))
-    manifest.write_text(folder / 'index.html', page.render(content, passages))
-    _say(shown, checks, folder / 'index.html')
-    return {'checks': len(checks), 'checks_passed': sum(check['passed'] for check in checks)}
-
-  def _checks(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    def of(arm: str, neighbours: str) -> float:
-      return tables.find(rows, arm=arm, neighbours=neighbours, category='all')['perplexity']
-
-    baseline, on = of(self.baseline, 'off'), of(self.retro, 'own')
-    off, at_random = of(self.retro, 'off'), of(self.retro, 'random')
-    wanted = [
-      (f'{self.retro} with its neighbours below {self.baseline}', 100 * (1 - on / baseline), 20),
-      ('random neighbours above the gate off', 100 * (at_random / off - 1), 5),
-    ]
-    return [
-      {'name': name, 'value': round(value, 2), 'threshold': least, 'passed': value >= least}
-      for name, value, least in wanted
-    ]
+    passages = _read_json(root / self.perplexity / 'passages.json')
+    manifest.write_text(folder / 'report.json', json.dumps(report, indent=1) + '\n')
+    path = folder / 'index.html'
+    manifest.write_text(path, page.render(report, passages, (self.baseline, self.retro)))
+    console = Console()
+    print_tables(report, console)
+    console.print(f'Report: {path}', markup=False, highlight=False, soft_wrap=True)
+    passed = sum(check['passed'] for check in report['checks'])
+    return {'checks_passed': passed, 'checks': len(report['checks'])}
 
 
-def _curve(stage_folder: Path) -> list[list[float]]:
-  lines = (stage_folder / 'logs' / 'metrics.jsonl').read_text().splitlines()
-  return [[row['step'], row['loss']] for row in map(json.loads, lines)]
+def read_curve(folder: Path) -> list[list[float]]:
+  """[step, loss] of a training stage; a long curve as means over stretches of equal length.
+
+  Raises StageError if the stage logged nothing.
+  """
+  path = folder / 'logs' / 'metrics.jsonl'
+  lines = path.read_text().splitlines() if path.exists() else []
+  if not lines:
+    raise StageError(f'{path} holds no losses: rebuild with --rebuild={folder.name}')
+  points = [(row['step'], row['loss']) for row in map(json.loads, lines)]
+  size = -(-len(points) // _MAX_POINTS)
+  stretches = [points[i : i + size] for i in range(0, len(points), size)]
+  return [[part[-1][0], round(sum(loss for _, loss in part) / len(part), 5)] for part in stretches]
 
 
-def _say(shown: dict[str, list[list[str]]], checks: list[dict[str, Any]], path: Path) -> None:
-  console = Console(width=None if Console().is_terminal else 120)
-  for name in ('perplexity', 'runs', 'questions'):
-    header, *rows = shown[name]
-    table = Table(*header, title=name)
-    for row in rows:
-      table.add_row(*row)
-    console.print(table)
-  for check in checks:
-    word = 'passed' if check['passed'] else 'FAILED'
-    line = f'{word}: {check["name"]}: {check["value"]:.1f} % (at least {check["threshold"]} %)'
-    console.print(line, highlight=False)
-  console.print(f'report: {path}', soft_wrap=True, highlight=False)
+def _read_json(path: Path) -> Any:
+  if not path.exists():
+    raise StageError(f'{path} is missing: rebuild with --rebuild={path.parent.name}')
+  return json.loads(path.read_text())

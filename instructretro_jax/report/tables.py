@@ -1,67 +1,186 @@
-"""Rows of results as tables for people."""
+"""Tables of the report: from result rows to text cells, for the page and for the console."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as ConsoleTable
+from rich.text import Text
 
 Row = Mapping[str, Any]
 
-CATEGORIES = ('all', 'copyable', 'other', 'first_chunk')
-GATE_WORDS = {'own': 'gate on', 'off': 'gate off', 'random': 'random neighbours'}
+KINDS = {'own': 'own neighbours', 'off': 'retrieval off', 'random': 'random neighbours'}
+CATEGORIES = {
+  'all': 'all',
+  'copyable': 'copyable',
+  'other': 'other',
+  'first_chunk': 'first chunk',
+}
+RUNS = {
+  'run_0_3': '0–3',
+  'run_4_7': '4–7',
+  'run_8_15': '8–15',
+  'run_16_31': '16–31',
+  'run_32_64': '32–64',
+}
+_METRICS = {'exact_match': 'exact match, %', 'f1': 'F1, %'}
+_ABSENT = '–'
 
 
-def find(rows: Sequence[Row], **wanted: Any) -> Row | None:
-  """The first row with these values."""
-  return next((r for r in rows if all(r.get(k) == v for k, v in wanted.items())), None)
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A text and, in smaller type below it, what qualifies it: an interval or a count."""
+
+  text: str
+  note: str = ''
 
 
-def perplexity_table(rows: Sequence[Row]) -> list[list[str]]:
-  """A header, then a line for each arm and gate: perplexity with its 95 % interval."""
-  table = [['arm', 'neighbours', *(c.replace('_', ' ') for c in CATEGORIES), 'bits/byte']]
-  for arm, gate in dict.fromkeys((r['arm'], r['neighbours']) for r in rows):
-    cells = [find(rows, arm=arm, neighbours=gate, category=c) for c in CATEGORIES]
-    shown = [f'{c["perplexity"]:.2f} ({c["low"]:.1f}-{c["high"]:.1f})' if c else '' for c in cells]
-    table.append([arm, GATE_WORDS[gate], *shown, f'{cells[0]["bits_per_byte"]:.3f}'])
-  return table
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table whose first column names the rows."""
+
+  title: str
+  columns: tuple[Cell, ...]
+  rows: tuple[tuple[Cell, ...], ...]
 
 
-def run_table(rows: Sequence[Row], arms: Sequence[tuple[str, str]]) -> list[list[str]]:
-  """Perplexity by the length of the run shared with the neighbours, for (arm, gate) pairs."""
-  runs = list(dict.fromkeys(r['category'] for r in rows if r['category'].startswith('run_')))
-  table = [['shared run', 'tokens', *(f'{arm}, {GATE_WORDS[gate]}' for arm, gate in arms)]]
-  for run in runs:
-    cells = [find(rows, arm=arm, neighbours=gate, category=run) for arm, gate in arms]
-    shown = [f'{c["perplexity"]:.2f}' if c else '' for c in cells]
-    tokens = next((str(c['tokens']) for c in cells if c), '')
-    table.append([run.removeprefix('run_').replace('_', '-'), tokens, *shown])
-  return table
+def perplexity_table(rows: Sequence[Row]) -> Table:
+  """Perplexity with its interval by kind of token, and bits per byte; a row per arm and mode."""
+  title = 'Perplexity by kind of token (95 % interval)'
+  return _by_category(rows, CATEGORIES, title, with_bits=True)
 
 
-def question_table(rows: Sequence[Row]) -> list[list[str]]:
-  """A line for each system: exact match and F1 in percent with 95 % intervals."""
-  tasks = list(dict.fromkeys(r['task'] for r in rows))
-  table = [['arm', 'passages', 'encoder', 'metric', *tasks]]
-  for key in dict.fromkeys((r['arm'], r['passages'], r['encoder'], r['metric']) for r in rows):
-    arm, passages, encoder, metric = key
-    same = dict(arm=arm, passages=passages, encoder=encoder, metric=metric)
-    cells = [find(rows, task=task, **same) for task in tasks]
-    shown = [f'{c["value"]:.1f} ({c["low"]:.0f}-{c["high"]:.0f}), n={c["count"]}' for c in cells]
-    table.append([arm, 'yes' if passages else 'no', encoder, metric.replace('_', ' '), *shown])
-  return table
+def run_table(rows: Sequence[Row]) -> Table:
+  """Perplexity by the longest run of tokens that the neighbours share with what they serve."""
+  title = 'Perplexity by shared run, in tokens (95 % interval)'
+  return _by_category(rows, RUNS, title, with_bits=False)
 
 
-def statistics_table(statistics: Mapping[str, Any]) -> list[list[str]]:
-  """Nested counts of stages as lines of name and value."""
-  table = [['stage', 'count', 'value']]
+def question_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
+  """One table per metric: a row per arm and way of reading passages, a column per task."""
+  tasks = list(dict.fromkeys(row['task'] for row in rows))
+  tables = []
+  for metric, label in _METRICS.items():
+    counts: dict[str, int] = {}
+    lines: dict[Cell, dict[str, Cell]] = {}
+    for row in rows:
+      if row['metric'] == metric:
+        counts[row['task']] = row['count']
+        name = Cell(row['arm'], _reading(row))
+        lines.setdefault(name, {})[row['task']] = _with_interval(row['value'], row)
+    columns = [Cell(task, f'{counts[task]:,} questions') for task in tasks if task in counts]
+    body = [
+      (name, *(cells.get(column.text, Cell(_ABSENT)) for column in columns))
+      for name, cells in lines.items()
+    ]
+    title = f'Questions: {label} (95 % interval)'
+    tables.append(Table(title, (Cell('arm'), *columns), tuple(body)))
+  return tuple(tables)
 
-  def add(stage: str, path: str, value: Any) -> None:
-    if isinstance(value, Mapping):
-      for name, inner in value.items():
-        add(stage, f'{path} {name}'.strip().replace('_', ' '), inner)
-    elif isinstance(value, (int, float, str)):
-      table.append([stage, path, f'{value:,}' if isinstance(value, int) else str(value)])
 
-  for stage, counts in statistics.items():
-    add(stage, '', counts)
-  return table
+def arm_table(curves: Mapping[str, Sequence[Sequence[float]]]) -> Table:
+  """Steps and last loss of every training arm."""
+  columns = (Cell('arm'), Cell('steps'), Cell('last loss', 'nats per token'))
+  rows = [
+    (Cell(arm), Cell(f'{curve[-1][0]:,}'), Cell(f'{curve[-1][1]:.3f}'))
+    for arm, curve in curves.items()
+  ]
+  return Table('Training arms', columns, tuple(rows))
+
+
+def statistics_table(name: str, counts: Mapping[str, Any]) -> Table:
+  """The counts of one stage; nested names are joined by a dot."""
+  rows = tuple((Cell(key), Cell(value)) for key, value in _flat(counts))
+  return Table(name, (Cell('count'), Cell('value')), rows)
+
+
+def check_line(check: Row) -> str:
+  """One check in words: what was asked, what was found, and whether that is enough."""
+  verdict = 'passed' if check['passed'] else 'FAILED'
+  found = f'{check["value"]:.1f} % found, at least {check["threshold"]:.1f} % wanted'
+  return f'{verdict}: {check["name"]}: {found}'
+
+
+def print_tables(report: Row, console: Console) -> None:
+  """Prints perplexity, questions and checks; fits 80 columns."""
+  perplexity = report['perplexity']
+  questions = question_tables(report['questions'])
+  for table in (perplexity_table(perplexity), run_table(perplexity), *questions):
+    console.print(_for_console(table))
+  for check in report['checks']:
+    console.print(Text(check_line(check), style='green' if check['passed'] else 'bold red'))
+
+
+def format_number(value: float | int | None) -> str:
+  """About four significant digits; whole numbers are written out in groups of three."""
+  if value is None:
+    return _ABSENT
+  if isinstance(value, int):
+    return f'{value:,}'
+  return f'{value:,.2f}' if abs(value) < 100 else f'{value:,.1f}'
+
+
+def _by_category(
+  rows: Sequence[Row], labels: Mapping[str, str], title: str, with_bits: bool
+) -> Table:
+  tokens = {row['category']: row['tokens'] for row in rows}
+  shown = [category for category in labels if category in tokens]
+  lines: dict[Cell, dict[str, Cell]] = {}
+  for row in rows:
+    cells = lines.setdefault(Cell(row['arm'], KINDS[row['neighbours']]), {})
+    cells[row['category']] = _with_interval(row['perplexity'], row)
+    if row['bits_per_byte'] is not None:
+      cells['bits'] = Cell(f'{row["bits_per_byte"]:.3f}')
+  columns = [Cell('arm'), *(Cell(labels[c], f'{tokens[c]:,} tok') for c in shown)]
+  if with_bits:
+    columns.append(Cell('bits', 'a byte'))
+    shown.append('bits')
+  body = [
+    (name, *(cells.get(key, Cell(_ABSENT)) for key in shown)) for name, cells in lines.items()
+  ]
+  return Table(title, tuple(columns), tuple(body))
+
+
+def _with_interval(value: float, row: Row) -> Cell:
+  return Cell(format_number(value), f'{format_number(row["low"])}–{format_number(row["high"])}')
+
+
+def _reading(row: Row) -> str:
+  if row['passages']:
+    return f'passages, encoder {row["encoder"]}'
+  return 'encoder only' if row['encoder'] == 'on' else 'question only'
+
+
+def _flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+  if isinstance(value, Mapping):
+    for key, inner in value.items():
+      yield from _flat(inner, (*path, str(key).replace('_', ' ')))
+  elif isinstance(value, (list, tuple)):
+    yield ' · '.join(path), ', '.join(_scalar(item) for item in value)
+  else:
+    yield ' · '.join(path), _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+  if isinstance(value, float):
+    return f'{value:,.4g}' if abs(value) < 10_000 else f'{value:,.0f}'
+  return f'{value:,}' if isinstance(value, int) else str(value)
+
+
+def _for_console(table: Table) -> ConsoleTable:
+  printed = ConsoleTable(
+    title=Text(table.title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify='left'
+  )
+  for i, column in enumerate(table.columns):
+    printed.add_column(_two_lines(column), justify='right' if i else 'left')
+  for row in table.rows:
+    printed.add_row(*(_two_lines(cell) for cell in row))
+  return printed
+
+
+def _two_lines(cell: Cell) -> Text:
+  return Text.assemble(cell.text, ('\n' + cell.note if cell.note else '', 'dim'))
