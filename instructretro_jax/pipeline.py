@@ -53,13 +53,14 @@ def run(
   Args:
     rebuild: stages to delete first, with all that read them.
   """
-  experiment.select(only=rebuild)
+  chosen = experiment.select(only, start)
+  experiment.select(only=rebuild)  # names are checked before anything is deleted
   doomed = set(rebuild)
   for member in experiment.stages:
     if member.name in doomed or doomed & set(member.reads()):
       doomed.add(member.name)
       stage.discard(member, root)
-  for member in experiment.select(only, start):
+  for member in chosen:
     began = time.monotonic()
     if stage.is_up_to_date(member, root):
       say(f'{member.name}: up to date')
