@@ -118,7 +118,10 @@ def token_categories(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   of_target = np.minimum((np.arange(L) + 1) // C, N - 1)
   served_BL = is_served[:, of_target] & (np.arange(L) + 1 < L)
   run_BL = runs[:, of_target]
-  can_copy = copyable(batch['tokens'], batch['targets'], batch['neighbours'], mask_BNKR)
+  can_copy = np.zeros((B, L), bool)  # the target of the last position is of the next sequence
+  can_copy[:, :-1] = copyable(
+    batch['tokens'], batch['segments'], batch['neighbours'], mask_BNKR, C
+  )[:, 1:]
   categories = {
     'all': has_target,
     'copyable': has_target & served_BL & can_copy,

@@ -1,60 +1,125 @@
-"""Nearest vectors by inner product: the interface, the exact answer, and recall against it."""
+"""Nearest vectors by inner product: the interface, the exact answer, and the union of shards."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
+import tqdm
 
-_BLOCK_BYTES = 1 << 28
+_VECTORS_FILE = 'vectors.npy'
+_SCORES_PER_BLOCK = 1 << 24
+_PAIRS_PER_BLOCK = 1 << 15
+# Sums of S products differ by about this much with the order in which a matrix product adds them.
+_ROUNDING = 1e-5
 
 
 class Index(Protocol):
-  """Finds the database vectors with the largest inner product."""
+  """Finds the database vectors with the largest inner products."""
+
+  @classmethod
+  def build(cls, vectors_MS: np.ndarray) -> Self:
+    """An index whose ids are the rows of the vectors."""
 
   def search(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ids_Qk (int64, best first, -1 where fewer than k) and scores_Qk."""
+    """The k best of each query, best first, equal scores by id.
+
+    Returns: ids_QK int64 and scores_QK float32; -1 and -inf where there are fewer than k.
+    """
 
   def save(self, folder: Path) -> None:
-    """Writes the index; the module's `load` reads it back, from wherever the folder is then."""
+    """Writes the index to a new folder, which may be moved or copied afterwards."""
+
+  @classmethod
+  def load(cls, folder: Path) -> Self:
+    """Reads what `save` wrote."""
 
 
 class ExactIndex:
-  """Compares with every vector; equal scores go to the lower id."""
+  """Compares with every vector. What it returns does not depend on how the work is cut."""
 
   def __init__(self, vectors_MS: np.ndarray):
-    self._vectors_MS = np.ascontiguousarray(vectors_MS, np.float32)
+    self._vectors_MS = vectors_MS
+
+  @classmethod
+  def build(cls, vectors_MS: np.ndarray) -> ExactIndex:
+    return cls(np.ascontiguousarray(vectors_MS, np.float32))
 
   def search(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    num_vectors = len(self._vectors_MS)
-    ids_Qk = np.full((len(queries_QS), k), -1, np.int64)
-    scores_Qk = np.full((len(queries_QS), k), -np.inf, np.float32)
-    found = min(k, num_vectors)
-    block = max(1, _BLOCK_BYTES // (4 * max(1, num_vectors)))
-    for start in range(0, len(queries_QS), block):
-      scores_QM = queries_QS[start : start + block] @ self._vectors_MS.T
-      if found < num_vectors:
-        near = np.sort(np.argpartition(-scores_QM, found - 1, axis=1)[:, :found], axis=1)
-      else:
-        near = np.broadcast_to(np.arange(num_vectors), scores_QM.shape)
-      near_scores = np.take_along_axis(scores_QM, near, axis=1)
-      order = np.argsort(-near_scores, axis=1, kind='stable')
-      rows = slice(start, start + len(scores_QM))
-      ids_Qk[rows, :found] = np.take_along_axis(near, order, axis=1)
-      scores_Qk[rows, :found] = np.take_along_axis(near_scores, order, axis=1)
-    return ids_Qk, scores_Qk
+    queries_QS = np.ascontiguousarray(queries_QS, np.float32)
+    M, Q = len(self._vectors_MS), len(queries_QS)
+    ids_QK, scores_QK = np.full((Q, k), -1, np.int64), np.full((Q, k), -np.inf, np.float32)
+    if not min(M, Q, k):
+      return ids_QK, scores_QK
+    step = max(1, _SCORES_PER_BLOCK // M)
+    for start in tqdm.trange(0, Q, step, desc='exact search', disable=step >= Q, leave=False):
+      block = slice(start, start + step)
+      ids_QK[block], scores_QK[block] = self._search_block(queries_QS[block], k)
+    return ids_QK, scores_QK
+
+  def _search_block(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    scores_QM = queries_QS @ self._vectors_MS.T
+    M = scores_QM.shape[1]
+    if k < M:
+      least_Q = np.partition(scores_QM, M - k, axis=1)[:, M - k]
+      rows, ids = np.nonzero(scores_QM >= least_Q[:, None] - _ROUNDING)
+    else:
+      rows, ids = (grid.ravel() for grid in np.indices(scores_QM.shape))
+    scores = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _PAIRS_PER_BLOCK):
+      pairs = slice(start, start + _PAIRS_PER_BLOCK)
+      np.einsum(
+        'ps,ps->p', queries_QS[rows[pairs]], self._vectors_MS[ids[pairs]], out=scores[pairs]
+      )
+    return best_of(rows, ids, scores, len(queries_QS), k)
 
   def save(self, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / 'vectors.npy', self._vectors_MS)
+    folder.mkdir(parents=True)
+    np.save(folder / _VECTORS_FILE, self._vectors_MS)
 
   @classmethod
   def load(cls, folder: Path) -> ExactIndex:
-    return cls(np.load(folder / 'vectors.npy', mmap_mode='r'))
+    return cls(np.load(folder / _VECTORS_FILE, mmap_mode='r'))
 
 
-def recall_at(k: int, found_QK: np.ndarray, exact_QK: np.ndarray) -> float:
-  """Share of the k truly nearest vectors that are among the first k found."""
-  hits = (found_QK[:, :k, None] == exact_QK[:, None, :k]) & (exact_QK[:, None, :k] >= 0)
-  return float(hits.any(axis=1).sum() / max(1, (exact_QK[:, :k] >= 0).sum()))
+def best_of(
+  rows: np.ndarray, ids: np.ndarray, scores: np.ndarray, num_rows: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Sorts candidates (row, id, score) into tables of the k best of each row, lower id first."""
+  order = np.lexsort((ids, -scores, rows))
+  rows, ids, scores = rows[order], ids[order], scores[order]
+  rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+  kept = rank < k
+  ids_QK = np.full((num_rows, k), -1, np.int64)
+  scores_QK = np.full((num_rows, k), -np.inf, np.float32)
+  ids_QK[rows[kept], rank[kept]] = ids[kept]
+  scores_QK[rows[kept], rank[kept]] = scores[kept]
+  return ids_QK, scores_QK
+
+
+def search_shards(
+  shards: Iterable[tuple[int, Index]], queries_QS: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Searches (first id, index) one after the other and keeps the k best of all."""
+  ids_QK = np.full((len(queries_QS), k), -1, np.int64)
+  scores_QK = np.full((len(queries_QS), k), -np.inf, np.float32)
+  for first_id, index in shards:
+    found, scores = index.search(queries_QS, k)
+    found = np.where(found >= 0, found + first_id, -1)
+    all_ids = np.concatenate([ids_QK, found], axis=1)
+    rows, columns = np.nonzero(all_ids >= 0)
+    all_scores = np.concatenate([scores_QK, scores], axis=1)[rows, columns]
+    ids_QK, scores_QK = best_of(rows, all_ids[rows, columns], all_scores, len(queries_QS), k)
+  return ids_QK, scores_QK
+
+
+class ShardedIndex:
+  """Indexes over consecutive ranges of ids, searched as one."""
+
+  def __init__(self, shards: Sequence[tuple[int, Index]]):
+    self._shards = shards
+
+  def search(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    return search_shards(self._shards, queries_QS, k)

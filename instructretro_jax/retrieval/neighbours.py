@@ -1,4 +1,4 @@
-"""The neighbour table: for each chunk, the nearest chunks of other documents."""
+"""The neighbour table, the filter against leakage, random neighbours, and what a table offers."""
 
 from __future__ import annotations
 
@@ -7,132 +7,130 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tqdm
 
-from instructretro_jax.array_store import Array, has_shard, write_shard
-from instructretro_jax.data.chunks import SPLITS, ChunkStore
-from instructretro_jax.retrieval.build_index import open_index
-from instructretro_jax.retrieval.overlap import shared_run
-from instructretro_jax.stage import Stage
+from instructretro_jax.array_store import Array
+from instructretro_jax.data.chunks import ChunkStore
+from instructretro_jax.retrieval.overlap import copy_rule, shared_run
 
-_OVERLAP_SAMPLE = 4000  # chunks of each split
+_OVERLAP_SAMPLE = 5000  # chunks
+_SEED_OF_CONTROL = 0
 
 
 class NeighbourTable:
-  """Saved neighbours of one split, best first; -1 where there are fewer."""
+  """Saved neighbours of one split, best first."""
 
   def __init__(self, folder: Path, split: str):
-    self._ids = Array(folder, f'{split}-ids')
+    self._ids = Array(folder, f'{split}-neighbours')
     self._scores = Array(folder, f'{split}-scores')
 
   def __len__(self) -> int:
     return len(self._ids)
 
+  @property
+  def num_saved(self) -> int:
+    return self._ids.shape[1]
+
   def ids(self, chunks: np.ndarray, k: int) -> np.ndarray:
-    """Ids in the database of the first k neighbours, [..., k] int64."""
-    if k > self._ids.shape[1]:
-      raise ValueError(f'{k} neighbours asked for, {self._ids.shape[1]} are saved')
+    """Database ids of the first k neighbours, [..., k] int64; -1 where there are fewer."""
+    self._check(k)
     return self._ids[chunks][..., :k].astype(np.int64)
 
   def scores(self, chunks: np.ndarray, k: int) -> np.ndarray:
-    """Inner products with the query, [..., k]; -inf where there is no neighbour."""
+    """Inner products with the query, [..., k] float32; -inf where there is no neighbour."""
+    self._check(k)
     return self._scores[chunks][..., :k]
 
+  def _check(self, k: int) -> None:
+    if k > self.num_saved:
+      raise ValueError(f'k={k} neighbours asked of a table that holds {self.num_saved}')
 
-def drop_same_document(
-  ids_QK: np.ndarray, scores_QK: np.ndarray, owner_M: np.ndarray, query_owner_Q: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Keeps the first k hits from other documents than the query's, -1 behind them.
 
-  A continuation never leaves the document of its hit, so this removes it from both.
+def drop_own_document(
+  ids_QK: np.ndarray, scores_QK: np.ndarray, document_M: np.ndarray, own_Q: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Keeps the first k hits from other documents than the query's; -1 and -inf after them.
+
+  Args:
+    document_M: the document of each chunk of the database.
+    own_Q: the document of each query, -1 if the database does not hold it.
+
+  Returns: ids and scores, [Q, k], and the number of hits dropped, [Q].
   """
-  keep = (ids_QK >= 0) & (owner_M[np.maximum(ids_QK, 0)] != query_owner_Q[:, None])
-  order = np.argsort(~keep, axis=1, kind='stable')[:, :k]
-  kept = np.take_along_axis(keep, order, axis=1)
+  is_own_QK = (ids_QK >= 0) & (document_M[ids_QK] == own_Q[:, None])
+  keep_QK = (ids_QK >= 0) & ~is_own_QK
+  order = np.argsort(~keep_QK, axis=1, kind='stable')[:, :k]
+  kept = np.take_along_axis(keep_QK, order, axis=1)
   ids = np.where(kept, np.take_along_axis(ids_QK, order, axis=1), -1)
-  return ids, np.where(kept, np.take_along_axis(scores_QK, order, axis=1), -np.inf)
+  scores = np.where(kept, np.take_along_axis(scores_QK, order, axis=1), np.float32(-np.inf))
+  return ids, scores, is_own_QK.sum(axis=1, dtype=np.int32)
 
 
-def random_neighbours(chunks: np.ndarray, k: int, num_chunks: int, seed: int) -> np.ndarray:
-  """Database ids [..., k] drawn from (seed, chunk id) alone: the control for real neighbours."""
-  x = (np.asarray(chunks, np.uint64)[..., None] << np.uint64(8)) + np.arange(k, dtype=np.uint64)
-  with np.errstate(over='ignore'):  # splitmix64 (Steele et al. 2014)
-    x = x + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x = x ^ (x >> np.uint64(31))
-  return (x % np.uint64(num_chunks)).astype(np.int64)
+def random_neighbours(chunk_ids: np.ndarray, k: int, num_chunks: int, seed: int) -> np.ndarray:
+  """Database ids [..., k] drawn from (seed, chunk id) alone: the control for real neighbours.
+
+  A chunk id of -1, no chunk, has no neighbours: -1.
+  """
+  chunk_ids = np.asarray(chunk_ids, np.int64)
+  with np.errstate(over='ignore'):  # arithmetic modulo 2^64
+    stream = _mix(_mix(np.asarray(seed, np.uint64)) + chunk_ids.astype(np.uint64))
+    draws = _mix(stream[..., None] + np.arange(k, dtype=np.uint64))
+  ids = (draws % np.uint64(num_chunks)).astype(np.int64)
+  return np.where(chunk_ids[..., None] >= 0, ids, -1)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Neighbours(Stage):
-  """Searches the index for each chunk of both splits, shard by shard."""
-
-  name: str = 'neighbours'
-  chunks: str = 'chunks'
-  embeddings: str = 'embeddings'
-  index: str = 'index'
-  num_searched: int = 100
-  num_saved: int = 20
-
-  def reads(self) -> tuple[str, ...]:
-    return (self.chunks, self.embeddings, self.index)
-
-  def build(self, root: Path, folder: Path) -> dict[str, Any]:
-    index = open_index(root / self.index)
-    owner_M = ChunkStore(root / self.chunks, 'train').document
-    counts: dict[str, Any] = {}
-    for split in SPLITS:
-      store = ChunkStore(root / self.chunks, split)
-      vectors = Array(root / self.embeddings, split)
-      for shard in tqdm.trange(store.num_shards, desc=f'{self.name} {split}', unit='shard'):
-        if has_shard(folder, f'{split}-ids', shard):
-          continue
-        low, high = store.shard_range(shard)
-        ids, scores = index.search(vectors[low:high], self.num_searched)
-        # held-out documents are not in the database: no number is theirs
-        owner_Q = store.document[low:high] if split == 'train' else np.full(high - low, -1)
-        ids, scores = drop_same_document(ids, scores, owner_M, owner_Q, self.num_saved)
-        write_shard(folder, f'{split}-scores', shard, scores.astype(np.float32))
-        write_shard(folder, f'{split}-ids', shard, ids.astype(_id_dtype(len(owner_M))))
-      counts[split] = _statistics(root / self.chunks, folder, split)
-    return counts
+def _mix(x: np.ndarray) -> np.ndarray:
+  """One step of splitmix64 (Steele et al. 2014): a bijection that looks random."""
+  x = x + np.uint64(0x9E3779B97F4A7C15)
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
 
 
-def _id_dtype(num_chunks: int) -> type:
-  return np.int32 if num_chunks < 2**31 else np.int64
+def table_statistics(
+  table: NeighbourTable, store: ChunkStore, database: ChunkStore
+) -> dict[str, Any]:
+  """How full a table is, and how much text two neighbours share with what they serve.
 
-
-def _statistics(chunks: Path, folder: Path, split: str) -> dict[str, Any]:
-  store, database = ChunkStore(chunks, split), ChunkStore(chunks, 'train')
-  table = NeighbourTable(folder, split)
-  saved = table.ids(np.arange(len(store)), table._ids.shape[1])
-  step = max(1, len(store) // _OVERLAP_SAMPLE)
-  sample = np.arange(0, len(store) - 1, step)
-  sample = sample[store.document[sample] == store.document[sample + 1]]  # another chunk follows
-  statistics = {
-    'share_with_2': _share(saved[:, 1] >= 0),
-    'share_with_all': _share(saved[:, -1] >= 0),
-    'mean_score_of_first': _share(table.scores(np.arange(len(store)), 1)[saved[:, :1] >= 0]),
+  Overlap is measured on a bounded, evenly spaced sample of the chunks n that have a next one in
+  their document: the longest run either neighbour shares with chunk n and with chunk n + 1, and
+  the copy rule on chunk n + 1; the same for random neighbours.
+  """
+  num_neighbours = min(2, table.num_saved)
+  everything = slice(0, len(table))
+  ids, scores = table.ids(everything, table.num_saved), table.scores(everything, table.num_saved)
+  statistics: dict[str, Any] = {
+    'share_with_2': _mean(ids[:, num_neighbours - 1] >= 0),
+    'share_with_all': _mean(ids[:, -1] >= 0),
+    'mean_score_of_2': _mean(scores[:, :num_neighbours][ids[:, :num_neighbours] >= 0]),
   }
-  if not len(sample):
-    return statistics
-  rows = {'the_chunk': sample, 'the_next_chunk': sample + 1}
-  found = {
-    'neighbours': saved[sample, :2],
-    'random': random_neighbours(sample, 2, len(database), seed=0),
+  chunks = np.flatnonzero(store.document[:-1] == store.document[1:])
+  places = np.linspace(0, len(chunks) - 1, min(_OVERLAP_SAMPLE, len(chunks)))
+  sample = chunks[places.astype(np.int64)]
+  sources = {
+    'neighbours': ids[sample, :num_neighbours],
+    'random': random_neighbours(sample, num_neighbours, len(database), _SEED_OF_CONTROL),
   }
-  for source, ids in found.items():
-    tokens, mask = database.neighbour_tokens(ids, pad_id=0)
-    for name, chunk in rows.items():
-      real = np.arange(store.chunk_len) < store.length[chunk][:, None]
-      runs = shared_run(store.tokens[chunk].astype(np.int32), real, tokens, mask)
-      statistics[f'run_shared_by_{source}_with_{name}'] = {
-        'mean': _share(runs),
-        **{f'share_{n}_or_more': _share(runs >= n) for n in (8, 16, 32)},
-      }
+  for name, source in sources.items():
+    statistics[name] = _overlap(store, sample, *database.neighbour_tokens(source, pad_id=0))
   return statistics
 
 
-def _share(values: np.ndarray) -> float:
-  return round(float(np.mean(values)), 4) if len(values) else 0.0
+def _overlap(
+  store: ChunkStore, chunks: np.ndarray, tokens_MKR: np.ndarray, mask_MKR: np.ndarray
+) -> dict[str, Any]:
+  C = store.chunk_len
+  pairs = np.stack([chunks, chunks + 1], axis=1)
+  text_MT = store.tokens[pairs].astype(np.int32).reshape(len(chunks), 2 * C)
+  mask_MT = (np.arange(C) < store.length[pairs][..., None]).reshape(len(chunks), 2 * C)
+  statistics: dict[str, Any] = {'sampled_chunks': len(chunks)}
+  for name, part in (('chunk', slice(0, C)), ('next_chunk', slice(C, 2 * C))):
+    run_M = shared_run(text_MT[:, part], mask_MT[:, part], tokens_MKR, mask_MKR)
+    shares = {f'share_{n}_or_more': _mean(run_M >= n) for n in (8, 16, 32)}
+    statistics[f'run_with_{name}'] = {'mean': _mean(run_M), **shares}
+  rule = copy_rule(text_MT, mask_MT, tokens_MKR, mask_MKR, first=C)
+  rounded = {name: round(share, 4) for name, share in dataclasses.asdict(rule).items()}
+  return {**statistics, 'copy_rule': rounded}
+
+
+def _mean(values: np.ndarray) -> float:
+  return round(float(np.mean(values, dtype=np.float64)), 4) if len(values) else 0.0

@@ -1,40 +1,93 @@
-"""Shared runs and copyable tokens against plain loops."""
+"""Overlap against slow twins, and on examples worked out by hand."""
+
+from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from instructretro_jax.retrieval.overlap import copyable, longest_common_run, shared_run
-from tests.reference import overlap as twin
+from instructretro_jax.retrieval import overlap
+from tests.reference import overlap as reference
+
+SHAPES = [(1, 1, 1, 3), (7, 5, 2, 9), (3, 16, 3, 32), (600, 4, 1, 7)]  # M, C, K, R
 
 
-@pytest.mark.parametrize('C, R', [(5, 9), (8, 8), (1, 3), (7, 16)])
-def test_longest_common_run_equals_the_twin(C, R):
-  rng = np.random.default_rng(C)
-  a, b = rng.integers(0, 3, (40, C)), rng.integers(0, 3, (40, R))
-  a_len, b_len = rng.integers(0, C + 1, 40), rng.integers(0, R + 1, 40)
-  a_mask, b_mask = np.arange(C) < a_len[:, None], np.arange(R) < b_len[:, None]
-  found = longest_common_run(a, b, a_mask, b_mask)
-  expected = [twin.longest_common_run(x[:n], y[:m]) for x, n, y, m in zip(a, a_len, b, b_len)]
-  assert found.tolist() == expected
+def _texts(seed, M, C, K, R, vocab_size=3):
+  """Tokens from a small vocabulary, so that runs are common; a quarter of the masks has holes."""
+  rng = np.random.default_rng(seed)
+  a, b = rng.integers(0, vocab_size, (M, C)), rng.integers(0, vocab_size, (M, K, R))
+  return a, b, rng.random((M, C)) < 0.9, rng.random((M, K, R)) < 0.9
 
 
-def test_shared_run_takes_the_better_neighbour():
+@pytest.mark.parametrize('shape', SHAPES)
+def test_longest_common_run_matches_its_twin(shape):
+  a, b, mask_a, mask_b = _texts(0, *shape)
+  found = overlap.longest_common_run(a, b[:, 0], mask_a, mask_b[:, 0])
+  expected = [reference.longest_common_run(*x) for x in zip(a, b[:, 0], mask_a, mask_b[:, 0])]
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_long_runs_do_not_wrap_around():
+  same = np.arange(300)[None]
+  mask = np.ones((1, 300), bool)
+  assert overlap.longest_common_run(same, same, mask, mask)[0] == 300
+
+
+def test_shared_run_is_that_of_the_better_neighbour_and_never_spans_two():
   a = np.array([[1, 2, 3, 4]])
-  neighbours = np.array([[[9, 9, 9, 9], [0, 2, 3, 4]]])
-  mask = np.ones(neighbours.shape, bool)
-  assert shared_run(a, np.ones(a.shape, bool), neighbours, mask).tolist() == [3]
+  neighbours = np.array([[[9, 9, 1, 2], [3, 4, 9, 9]], [[9, 2, 3, 4], [1, 9, 9, 9]]])
+  mask = np.ones((2, 4), bool), np.ones((2, 2, 4), bool)
+  runs = overlap.shared_run(np.repeat(a, 2, axis=0), mask[0], neighbours, mask[1])
+  assert runs.tolist() == [2, 3]
 
 
-def test_copyable_is_a_trigram_in_the_serving_neighbours():
-  C = 4
-  tokens = np.array([[1, 2, 3, 4, 5, 6, 7, 8]])
-  targets = np.array([[2, 3, 4, 5, 6, 7, 8, 9]])
-  neighbours = np.zeros((1, 2, 1, 8), int)
-  neighbours[0, 0, 0] = [3, 4, 5, 6, 0, 0, 7, 8]  # serves targets from position 3 on
-  neighbours[0, 1, 0] = [7, 8, 9, 0, 0, 0, 0, 0]  # serves the last position
+@pytest.mark.parametrize(('N', 'C', 'K', 'R'), [(1, 4, 2, 8), (3, 4, 1, 8), (4, 5, 2, 10)])
+def test_copyable_matches_its_twin(N, C, K, R):
+  B, L = 3, N * C
+  rng = np.random.default_rng(N)
+  tokens, neighbours = rng.integers(0, 3, (B, L)), rng.integers(0, 3, (B, N, K, R))
+  mask = rng.random((B, N, K, R)) < 0.9
+  segments = np.sort(rng.integers(1, 3, (B, N)), axis=1).repeat(C, axis=1)
+  segments[:, -1:] = 0  # padding
+  found = overlap.copyable(tokens, segments, neighbours, mask, C)
+  expected = [reference.copyable(*x, C) for x in zip(tokens, segments, neighbours, mask)]
+  np.testing.assert_array_equal(found, expected)
+  assert N == 1 or found.any()
+
+
+def test_copyable_is_served_by_the_neighbours_of_the_chunk_before():
+  tokens, segments = np.array([[1, 2, 3, 4, 5, 6]]), np.ones((1, 6), int)
+  neighbours = np.zeros((1, 3, 1, 4), int)
+  neighbours[0, 0, 0] = [1, 2, 3, 4]  # serves tokens 3 and 4
   mask = np.ones(neighbours.shape, bool)
-  found = copyable(tokens, targets, neighbours, mask)
-  assert found[0].tolist() == [False, False, False, True, True, False, False, True]
-  mask[0, 0, 0, 3:] = False
-  assert copyable(tokens, targets, neighbours, mask)[0, 3:5].tolist() == [True, False]
-  assert C * 2 == tokens.shape[1]
+  found = overlap.copyable(tokens, segments, neighbours, mask, chunk_len=2)
+  assert found[0].tolist() == [False, False, True, True, False, False]
+  segments[0, 2:] = 2  # another document begins with the chunk that is served
+  assert not overlap.copyable(tokens, segments, neighbours, mask, chunk_len=2).any()
+
+
+def test_copyable_refuses_another_number_of_chunks():
+  with pytest.raises(ValueError, match='6 tokens are not 2 chunks of chunk_len=2'):
+    overlap.copyable(
+      np.zeros((1, 6), int), np.ones((1, 6), int), *(np.ones((1, 2, 1, 4), int),) * 2, 2
+    )
+
+
+@pytest.mark.parametrize('shape', [(1, 6, 1, 5), (9, 11, 2, 7), (530, 4, 3, 4)])
+def test_copy_rule_matches_its_twin(shape):
+  text, source, text_mask, source_mask = _texts(1, *shape)
+  first = shape[1] // 2
+  rule = overlap.copy_rule(text, text_mask, source, source_mask, first)
+  predicted, spoken, right = reference.copy_rule(text, text_mask, source, source_mask, first)
+  assert (rule.covers, rule.right_of_all) == (spoken / predicted, right / predicted)
+  assert rule.right_when_it_speaks == (right / spoken if spoken else 0)
+
+
+def test_copy_rule_takes_the_longest_suffix():
+  text = np.array([[1, 2, 3, 7]])
+  source = np.array([[[2, 3, 8, 1, 2, 3, 7]]])  # "2 3" is followed by 8, "1 2 3" by 7
+  mask = np.ones(text.shape, bool), np.ones(source.shape, bool)
+  assert overlap.copy_rule(text, mask[0], source, mask[1], 3) == overlap.CopyRule(1, 1, 1)
+  wrong = overlap.copy_rule(text, mask[0], source[:, :, :3], mask[1][:, :, :3], 3)
+  assert wrong == overlap.CopyRule(1, 0, 0)
+  silent = overlap.copy_rule(text, mask[0], source[:, :, 1:3], mask[1][:, :, 1:3], 3)
+  assert silent == overlap.CopyRule(0, 0, 0)  # a suffix of one token is too short
