@@ -8,7 +8,6 @@ import re
 from typing import TypeVar
 
 import gin
-
 from instructretro_jax import manifest
 
 T = TypeVar('T')
@@ -38,7 +37,15 @@ def configure(
     configured = gin.get_configurable(function)
     _refuse_unused_macros(files, bindings)
     return configured(), gin.operative_config_str()
-  except (ValueError, RuntimeError, OSError, SyntaxError, TypeError, AttributeError, ImportError) as error:
+  except (
+    ValueError,
+    RuntimeError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    AttributeError,
+    ImportError,
+  ) as error:
     if isinstance(error, manifest.StageError):
       raise
     raise manifest.StageError(f'configuring {name} from {list(files)}: {error}') from error

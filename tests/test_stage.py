@@ -53,7 +53,9 @@ def test_an_unfinished_stage_goes_on_only_with_its_own_plan(tmp_path):
 
 
 def test_changed_input_is_noticed_and_rebuild_follows(tmp_path):
-  experiment = pipeline.Experiment((Write(name='a', text='x'), Write(name='b', text='y', after=('a',))))
+  experiment = pipeline.Experiment(
+    (Write(name='a', text='x'), Write(name='b', text='y', after=('a',)))
+  )
   said = []
   pipeline.run(experiment, tmp_path, say=said.append)
   pipeline.run(experiment, tmp_path, say=said.append)

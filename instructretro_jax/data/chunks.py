@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import tqdm
 
 from instructretro_jax import manifest
-from instructretro_jax.array_store import Array, has_shard, write_shard
+from instructretro_jax.array_store import Array, write_shard
 from instructretro_jax.data import corpus, vocabulary
 from instructretro_jax.stage import Stage
 

@@ -15,7 +15,6 @@ import tqdm
 
 from instructretro_jax import manifest
 from instructretro_jax.data import vocabulary
-from instructretro_jax.data.batches import Sequences
 from instructretro_jax.data.chunks import ChunkStore
 from instructretro_jax.data.tasks import LanguageModel
 from instructretro_jax.evaluate import viewer

@@ -60,9 +60,7 @@ class ZeroShot(Stage):
       systems = [('off', True), ('off', False)] + [('on', True)] * ('encoder' in params)
       for encoder, with_passages in systems:
         gate = 1.0 if encoder == 'on' else 0
-        predictions = self._answers(
-          Retro(config), params, questions, vocab, gate, with_passages
-        )
+        predictions = self._answers(Retro(config), params, questions, vocab, gate, with_passages)
         system = {'arm': arm, 'encoder': encoder, 'passages': with_passages}
         rows += _scores(system, questions, predictions)
         records += [
@@ -74,9 +72,7 @@ class ZeroShot(Stage):
     manifest.write_text(folder / 'records.jsonl', '\n'.join(lines) + '\n')
     return {'questions': dict(collections.Counter(q.task for q in questions))}
 
-  def _fitting(
-    self, questions: Sequence[Question], vocab: vocabulary.Vocabulary
-  ) -> list[Question]:
+  def _fitting(self, questions: Sequence[Question], vocab: vocabulary.Vocabulary) -> list[Question]:
     taken: collections.Counter[str] = collections.Counter()
     chosen = []
     for question in questions:
@@ -105,9 +101,7 @@ class ZeroShot(Stage):
     padded = left_pad(prompts, self.prompt_len, vocab.pad_id)
     inputs = [padded, lengths]
     if gate:
-      inputs += passage_windows(
-        questions, vocab, self.num_neighbours, 2 * model.config.chunk_len
-      )
+      inputs += passage_windows(questions, vocab, self.num_neighbours, 2 * model.config.chunk_len)
     predictions: list[str] = []
     for start in range(0, len(questions), self.batch_size):
       # the last batch is filled up, so that all have one shape

@@ -120,13 +120,11 @@ class Attention(nn.Module):
       shifted = jnp.pad(texts[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
       v = shifted.reshape(B, U, G, A)
     if rotary_positions is not None:
-      turn = dict(
-        fraction=c.rotary_fraction, base=c.rotary_base, interleaved=c.rotary_interleaved
-      )
+      turn = dict(fraction=c.rotary_fraction, base=c.rotary_base, interleaved=c.rotary_interleaved)
       q = rotate(q, rotary_positions[0], **turn)
       k = rotate(k, rotary_positions[1], **turn)
     read_BTHA = attend(q, k, v, mask, bias)
     std = c.init_std / (2 * c.num_layers) ** 0.5
-    return Linear(
-      (c.width,), ('heads', 'head', 'embed'), c, num_in=2, init_std=std, name='output'
-    )(read_BTHA)
+    return Linear((c.width,), ('heads', 'head', 'embed'), c, num_in=2, init_std=std, name='output')(
+      read_BTHA
+    )

@@ -111,7 +111,9 @@ class Embedding(nn.Module):
     )
     if c.positions == 'learned':
       self.positions = self.param(
-        'positions', nn.with_logical_partitioning(init, ('positions', 'embed')), (c.max_len, c.width)
+        'positions',
+        nn.with_logical_partitioning(init, ('positions', 'embed')),
+        (c.max_len, c.width),
       )
 
   def __call__(self, tokens_BT: Array) -> Array:

@@ -111,9 +111,7 @@ class Retro(nn.Module):
         h_BLD = layer.normalize(x_BLD)
         if encoded_BNKRD is None:
           encoded_BNKRD = self._encode(h_BLD, segments_BL, neighbours_BNKR, neighbour_mask_BNKR)
-        x_BLD = layer.read(
-          x_BLD, h_BLD, encoded_BNKRD, neighbour_mask_BNKR, segments_BL, gate_B11
-        )
+        x_BLD = layer.read(x_BLD, h_BLD, encoded_BNKRD, neighbour_mask_BNKR, segments_BL, gate_B11)
       x_BLD = layer.feed_forward(x_BLD)
     return self.final_norm(x_BLD) if c.decoder.final_norm else x_BLD
 

@@ -11,9 +11,9 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from instructretro_jax.report.tables import KINDS, RUNS, format_number
+from instructretro_jax.report.tables import KINDS, RUNS
 
 _INK = '#010203'  # stands for currentColor, which matplotlib does not know
 _COLOURS = ('#3d7fd9', '#d9742b', '#2b9a73', '#b05fc4', '#a88a1f', '#cf4f6b', '#4aa3b5', '#8a8f98')
@@ -71,12 +71,13 @@ def perplexity_by_run(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) ->
       axes.errorbar(
         x, y, errors, label=label, color=colour, marker='o', markersize=4, linewidth=1.2, capsize=2
       )
-    axes.set_yscale('log', subs=(1, 2, 5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(float(value))))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_yscale('log')
+    # round numbers: powers of ten are too few for the range of one plot
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,g}'))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xticks(range(len(RUNS)), RUNS.values())
-    figure.legend(*axes.get_legend_handles_labels(), loc='outside upper left', ncols=1)
+    figure.legend(*axes.get_legend_handles_labels(), loc='outside upper left', ncols=2)
     return _svg(figure, 'Perplexity by longest shared run')
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import dataclasses
 import json
 import math
@@ -92,9 +91,7 @@ class Train(Stage):
       state, optimizer = self._first_state(root, mesh, record)
       if (latest := checkpoints.latest_step()) is not None:
         state = checkpoints.restore(abstract_like(state))
-      step_fn = jax.jit(
-        make_train_step(Retro(self.model), optimizer, self.gate), donate_argnums=0
-      )
+      step_fn = jax.jit(make_train_step(Retro(self.model), optimizer, self.gate), donate_argnums=0)
       stream = batches(
         source,
         vocab,
@@ -221,5 +218,3 @@ class _Log:
     self._bar.set_postfix(
       loss=f'{values["loss"]:.3f}', tokens_per_s=f'{values["tokens_per_s"]:.0f}', refresh=False
     )
-
-

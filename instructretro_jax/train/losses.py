@@ -31,7 +31,5 @@ def token_losses(hidden_BLD: Array, head_DV: Array, targets_BL: Array) -> Array:
   if block == length:
     return of_block(hidden_BLD, targets_BL)
   cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 1, 0)
-  losses = jax.lax.map(
-    lambda x: jax.checkpoint(of_block)(*x), (cut(hidden_BLD), cut(targets_BL))
-  )
+  losses = jax.lax.map(lambda x: jax.checkpoint(of_block)(*x), (cut(hidden_BLD), cut(targets_BL)))
   return jnp.moveaxis(losses, 0, 1).reshape(targets_BL.shape)

@@ -24,9 +24,7 @@ def test_split_into_chunks(length):
 def root(tmp_path, tiny_documents):
   root = tmp_path / 'run'
   pattern = str(tiny_documents / '*.txt')
-  stage.run(
-    Corpus(sources=(sources.TextFiles(pattern),), heldout_share=0.3, num_shards=2), root
-  )
+  stage.run(Corpus(sources=(sources.TextFiles(pattern),), heldout_share=0.3, num_shards=2), root)
   stage.run(TrainVocabulary(vocab_size=320), root)
   stage.run(Chunks(chunk_len=16), root)
   return root
@@ -56,14 +54,24 @@ def test_neighbour_text_stays_in_its_document(root):
     is_last = n + 1 == len(store) or store.document[n + 1] != store.document[n]
     expected = store.length[n] + (0 if is_last else store.length[n + 1])
     assert mask[0, n].sum() == expected
-    np.testing.assert_array_equal(tokens[0, n, : store.length[n]], store.tokens[n][: store.length[n]])
+    np.testing.assert_array_equal(
+      tokens[0, n, : store.length[n]], store.tokens[n][: store.length[n]]
+    )
     if not is_last:
       np.testing.assert_array_equal(tokens[0, n, 16:], store.tokens[n + 1] * (mask[0, n, 16:]))
 
 
 def test_round_trip_is_exact(root):
   vocab = load(root / 'vocabulary')
-  for text in ['', ' ', ' a  b ', 'a\n\n\tb\r\n', 'x \u2581 y\u2581', 'naïve 日本 \U0001f600 \x00', '<0x0A>']:
+  for text in [
+    '',
+    ' ',
+    ' a  b ',
+    'a\n\n\tb\r\n',
+    'x \u2581 y\u2581',
+    'naïve 日本 \U0001f600 \x00',
+    '<0x0A>',
+  ]:
     assert vocab.decode(vocab.encode(text)) == text
   text = 'The tower 12\n'
   sizes = vocab.token_bytes()
@@ -73,7 +81,9 @@ def test_round_trip_is_exact(root):
 def test_given_vocabulary_is_the_same_one(root, tmp_path):
   given = GivenVocabulary(path=str(root / 'vocabulary' / 'sentencepiece.model'))
   stage.run(given, tmp_path / 'other')
-  assert fingerprint(load(tmp_path / 'other' / 'vocabulary')) == fingerprint(load(root / 'vocabulary'))
+  assert fingerprint(load(tmp_path / 'other' / 'vocabulary')) == fingerprint(
+    load(root / 'vocabulary')
+  )
 
 
 def test_a_lost_shard_comes_back_with_the_same_bytes(root):

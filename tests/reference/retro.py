@@ -64,7 +64,10 @@ def encode(neighbour, mask, chunk, chunk_mask, p, table, max_offset):
       b = q['relative_bias']['table']
       bias = np.array(
         [
-          [[b[h, np.clip(u - t, -max_offset, max_offset) + max_offset] for u in positions] for t in positions]
+          [
+            [b[h, np.clip(u - t, -max_offset, max_offset) + max_offset] for u in positions]
+            for t in positions
+          ]
           for h in range(b.shape[0])
         ]
       )
@@ -97,7 +100,9 @@ def logits(p, tokens, segments, neighbours, mask, *, chunk_len, layers, max_offs
       if encoded is None:
         encoded = [
           [
-            encode(neighbours[u, k], mask[u, k], chunks[u], real[u], p['encoder'], table, max_offset)
+            encode(
+              neighbours[u, k], mask[u, k], chunks[u], real[u], p['encoder'], table, max_offset
+            )
             for k in range(neighbours.shape[1])
           ]
           for u in range(len(neighbours))

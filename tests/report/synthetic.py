@@ -1,0 +1,109 @@
+"""A small finished run, with text that would break a page that does not escape it."""
+
+import json
+import math
+from pathlib import Path
+import re
+
+from instructretro_jax import manifest
+from instructretro_jax.report.stage import Report
+from instructretro_jax.report.tables import CATEGORIES, RUNS
+
+SCRIPT = '<script>alert(1)</script>'
+ARMS = ('pretrain', 'gpt_fit', 'retro_fit', 'gpt_instruct', 'retro_instruct')
+REPORT = Report(arms=ARMS)
+_PERPLEXITY = {
+  ('gpt_fit', 'off'): 31.4159,
+  ('retro_fit', 'own'): 19.2718,
+  ('retro_fit', 'off'): 33.5772,
+  ('retro_fit', 'random'): 41.1213,
+}
+
+
+def perplexity_rows(retro_own: float = _PERPLEXITY['retro_fit', 'own']) -> list[dict]:
+  """Rows of four systems; every category has other numbers."""
+  rows = []
+  for (arm, kind), value in {**_PERPLEXITY, ('retro_fit', 'own'): retro_own}.items():
+    for i, category in enumerate((*CATEGORIES, *RUNS)):
+      perplexity = round(value * (1 + 0.13 * i), 4)
+      rows.append(
+        {
+          'arm': arm,
+          'neighbours': kind,
+          'category': category,
+          'tokens': 4096 - 100 * i,
+          'nats': round(math.log(perplexity), 5),
+          'perplexity': perplexity,
+          'low': round(perplexity * 0.97, 4),
+          'high': round(perplexity * 1.04, 4),
+          'bits_per_byte': round(math.log2(perplexity) / 4, 5) if category == 'all' else None,
+        }
+      )
+  return rows
+
+
+def question_rows() -> list[dict]:
+  """Two arms, three ways of reading, two tasks and all."""
+  systems = [
+    ('gpt_instruct', 'off', False),
+    ('gpt_instruct', 'off', True),
+    ('retro_instruct', 'off', True),
+    ('retro_instruct', 'on', True),
+  ]
+  rows = []
+  for i, (arm, encoder, passages) in enumerate(systems):
+    system = {'arm': arm, 'encoder': encoder, 'passages': passages}
+    for j, (task, count) in enumerate([('all', 150), ('short_answers', 100), ('spans', 50)]):
+      for metric, bonus in [('exact_match', 0), ('f1', 6.25)]:
+        value = 10.5 + 3 * i + j + bonus
+        scores = {'value': value, 'low': value - 2.5, 'high': value + 2.75, 'count': count}
+        rows.append({**system, 'task': task, 'metric': metric, **scores})
+  return rows
+
+
+def write_run(root: Path, retro_own: float = _PERPLEXITY['retro_fit', 'own']) -> None:
+  """Fills the folders that REPORT reads."""
+  for number, arm in enumerate(ARMS):
+    steps = 600 if arm == 'pretrain' else 60
+    lines = [
+      {
+        'step': step,
+        'loss': 3 + 6 * math.exp(-step / steps * 4) + 0.1 * math.sin(step + number),
+        'tokens_per_s': 1000.0 + step,
+        'learning_rate': 1e-3,
+      }
+      for step in range(1, steps + 1)
+    ]
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    manifest.write_text(root / arm / 'logs' / 'metrics.jsonl', text)
+  _write_json(root / 'perplexity' / 'results.json', perplexity_rows(retro_own))
+  _write_json(root / 'perplexity' / 'passages.json', _passages())
+  _write_json(root / 'questions_eval' / 'results.json', question_rows())
+  counts = {
+    'corpus': {'train': {'documents': 4321}, 'sources': {SCRIPT: {'documents': 3}}},
+    'chunks': {'train': {'chunks': 98765}},
+    'index': {'kind': 'exact', 'recall@10': 0.9875},
+    'neighbours': {'heldout': {'run_shared_by_neighbours_with_the_next_chunk': {'mean': 7.25}}},
+  }
+  for name in REPORT.reads():
+    plan = manifest.Plan('Synthetic', {}, {})
+    manifest.commit(root / name, plan, counts.get(name, {}), frozenset({'logs'}))
+
+
+def _passages() -> list[dict]:
+  sentence = 'The tower, built in 1887, lies above the harbour and is painted red.\n'
+  tokens = re.findall(r'\s?\w+|[^\w]', sentence) * 4
+  gains = [round(5 * math.sin(i) ** 3, 3) for i in range(len(tokens))]
+  text = f'The tower, built in 1887{SCRIPT} {"x" * 200}, lies above the valley.'
+  neighbour = {'source': f'docs/{"long" * 30}{SCRIPT}', 'text': text, 'shared': [[4, 24]]}
+  chunk = {'tokens': tokens, 'gain': gains, 'neighbours': [neighbour, neighbour]}
+  first = {**chunk, 'tokens': [SCRIPT, *tokens], 'gain': [None, *gains]}
+  alone = {**chunk, 'neighbours': []}
+  return [
+    {'id': f'passage-{n}{SCRIPT}', 'source': 'handbook', 'chunks': [first, alone, chunk]}
+    for n in range(3)
+  ]
+
+
+def _write_json(path: Path, content: list[dict]) -> None:
+  manifest.write_text(path, json.dumps(content))

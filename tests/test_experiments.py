@@ -1,0 +1,99 @@
+"""Every experiment file is parsed and its models built; one is run whole, killed and resumed."""
+
+import json
+from pathlib import Path
+import re
+
+import jax
+import pytest
+
+from instructretro_jax import gin_adapter, manifest, pipeline
+from instructretro_jax.train import loop
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = sorted((ROOT / 'experiments').rglob('*.gin'))
+
+
+def configure(path, *bindings):
+  return gin_adapter.configure(pipeline.Experiment, [str(path)], bindings)[0]
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
+def test_every_experiment_is_parsed_and_built(path):
+  needed = ["DOCUMENTS = 'x'"] if 'own_text' in path.name else []
+  experiment = configure(path, *needed)
+  arms = [s for s in experiment.stages if isinstance(s, loop.Train)]
+  assert arms
+  for arm in arms:
+    init = lambda arm=arm: loop.init_params(arm.model, 0, arm.gate != 0)
+    assert sum(x.size for x in jax.tree.leaves(jax.eval_shape(init))) > 0
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
+def test_headers_name_the_file_itself(path):
+  command = path.read_text().splitlines()[0]
+  assert command.startswith('# instructretro run ')
+  named = re.findall(r'--gin_file=(\S+)', command)
+  assert named == [str(path.relative_to(ROOT))]
+
+
+def test_arms_differ_in_what_they_should_and_see_the_same_tokens():
+  arms = {s.name: s for s in configure(ROOT / 'experiments/quickstart/run.gin').stages}
+  fits = [arms[name] for name in ('gpt_fit', 'retro_fit', 'retro_frozen')]
+  assert len({(a.data_seed, a.batch_size, a.num_steps, a.task.seq_len) for a in fits}) == 1
+  assert [a.gate for a in fits] == [0.0, 1.0, 1.0]
+  assert arms['retro_frozen'].optimizer.group_rates[-1] == ('', 0.0)
+  assert arms['retro_instruct'].keep_retro and arms['retro_instruct'].gate == 0
+
+
+def test_mistakes_in_gin_are_errors_in_words():
+  path = ROOT / 'experiments/quickstart/run.gin'
+  with pytest.raises(manifest.StageError, match="used nowhere.*'FIT_STEP'"):
+    configure(path, 'FIT_STEP = 3')
+  with pytest.raises(manifest.StageError, match='no_such'):
+    configure(path, 'chunks.Chunks.no_such = 3')
+  with pytest.raises(manifest.StageError, match='DOCUMENTS'):
+    configure(ROOT / 'experiments/quickstart/own_text.gin')
+
+
+class Killed(Exception):
+  pass
+
+
+def numbers(root):
+  hashes = {p.parent.name: json.loads(p.read_text())['counts'].get('params_sha256')
+            for p in root.glob('*/manifest.json')}  # fmt: skip
+  return hashes, (root / 'report' / 'report.json').read_text()
+
+
+@pytest.mark.packages
+def test_own_text_runs_whole_and_a_killed_run_ends_the_same(tmp_path, tiny_documents, monkeypatch):
+  experiment = configure(ROOT / 'tests' / 'tiny.gin', f"DOCUMENTS = '{tiny_documents}/*.txt'")
+  pipeline.run(experiment, tmp_path / 'whole')
+  whole = numbers(tmp_path / 'whole')
+  assert sum(sha is not None for sha in whole[0].values()) == 6
+  # dies at the third batch of every arm once, past the checkpoint of step 2
+  put, seen = loop.put_batch, []
+
+  def put_or_die(batch, mesh):
+    seen.append(1)
+    if len(seen) % 5 == 3:
+      raise Killed
+    return put(batch, mesh)
+
+  monkeypatch.setattr(loop, 'put_batch', put_or_die)
+  arms = [type(s) is loop.Train for s in experiment.stages]
+  for _ in range(4 * sum(arms)):
+    try:
+      pipeline.run(experiment, tmp_path / 'killed', say=lambda _: None)
+      break
+    except Killed:
+      continue
+  assert numbers(tmp_path / 'killed') == whole
+  said = []
+  pipeline.run(experiment, tmp_path / 'whole', say=said.append)
+  assert all(line.endswith('up to date') for line in said)
+  frozen, _ = loop.load_params(tmp_path / 'whole' / 'retro_frozen')[1:]
+  gpt, _ = loop.load_params(tmp_path / 'whole' / 'gpt')[1:]
+  same = jax.tree.map(lambda a, b: bool((a == b).all()), frozen['embedding'], gpt['embedding'])
+  assert all(jax.tree.leaves(same))
