@@ -41,14 +41,18 @@ def test_zero_output_makes_gate_1_equal_the_gpt(gpt_and_retro):
 
 def test_copy_ready_projections(gpt_and_retro):
   _, _, fitted = gpt_and_retro
-  started = start_cross_attention(fitted, 'copy_ready', output_scale=0.25)
+  started = start_cross_attention(fitted, 'copy_ready', output_scale=0.25, match_scale=1.5)
   a = started['decoder_2']['cross_attention']['attention']
-  np.testing.assert_allclose(a['query']['kernel'], 1.5 * a['key']['kernel'])
   for h in range(2):
     np.testing.assert_allclose(a['output']['kernel'][h], 0.25 * a['value']['kernel'][:, h].T)
   bias = np.asarray(started['encoder']['layer_0']['relative_bias']['table'])
   assert bias[0, 31] == 8 and bias[1, 31] == 0  # half of the heads look one token back
   assert np.count_nonzero(bias) == 1
+  # the query looks for what those heads write of its own token
+  back = started['encoder']['layer_0']['attention']
+  written = np.asarray(back['value']['kernel'][:, 0] @ back['output']['kernel'][0])
+  expected = 1.5 * np.einsum('de,eha->dha', written, a['key']['kernel'])
+  np.testing.assert_allclose(a['query']['kernel'], expected, atol=1e-5)
 
 
 def test_a_gpt_that_does_not_fit_is_named(gpt_and_retro):
