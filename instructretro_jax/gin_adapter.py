@@ -35,7 +35,7 @@ def configure(
   try:
     gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
     configured = gin.get_configurable(function)
-    _refuse_unused_macros(files, bindings)
+    _check_macros()
     return configured(), gin.operative_config_str()
   except (
     ValueError,
@@ -51,11 +51,16 @@ def configure(
     raise manifest.StageError(f'configuring {name} from {list(files)}: {error}') from error
 
 
-def _refuse_unused_macros(files: Sequence[str], bindings: Sequence[str]) -> None:
+def _check_macros() -> None:
+  """Gin itself accepts a macro that nothing uses, and one that was never given a value."""
   text = gin.config_str()
-  set_macros = set(re.findall(r'^([A-Z][A-Z0-9_]*) = ', text, flags=re.MULTILINE))
+  values = dict(re.findall(r'^([A-Z][A-Z0-9_]*) = (.*)', text, flags=re.MULTILINE))
   used = set(re.findall(r'%([A-Za-z0-9_.]+)', text))
-  if unused := sorted(set_macros - used):
+  if unused := sorted(set(values) - used):
     raise manifest.StageError(
       f'macros set but used nowhere (misspelt?): {unused}; those in use: {sorted(used)}'
+    )
+  if missing := sorted(name for name, value in values.items() if value == '%gin.REQUIRED'):
+    raise manifest.StageError(
+      f'values that the experiment must choose: {missing}; give each as --gin.NAME=VALUE'
     )
