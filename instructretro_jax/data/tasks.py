@@ -80,7 +80,7 @@ class IndexedSource(seqio.DataSource):
       raise manifest.StageError('there is no example to train on')
     self._source, self._seed, self._start, self._stop = source, seed, start, stop
     first = source.examples(np.zeros(1, np.int64))
-    self._signature = {
+    self.signature = {
       name: tf.TensorSpec(array.shape[1:], array.dtype) for name, array in first.items()
     }
     super().__init__(splits=('train',), num_input_examples={'train': stop - start})
@@ -104,7 +104,7 @@ class IndexedSource(seqio.DataSource):
     num_epochs: int | None = 1,
   ) -> tf.data.Dataset:
     """All examples from `start` to `stop` in order; the source itself has shuffled them."""
-    names = list(self._signature)
+    names = list(self.signature)
 
     def read(position: int) -> list[np.ndarray]:
       ids = example_ids(self._seed, len(self._source), int(position), int(position) + 1)
@@ -112,8 +112,8 @@ class IndexedSource(seqio.DataSource):
       return [example[name][0] for name in names]
 
     def fetch(position: tf.Tensor) -> dict[str, tf.Tensor]:
-      arrays = tf.numpy_function(read, [position], [self._signature[n].dtype for n in names])
-      return {n: tf.ensure_shape(a, self._signature[n].shape) for n, a in zip(names, arrays)}
+      arrays = tf.numpy_function(read, [position], [self.signature[n].dtype for n in names])
+      return {n: tf.ensure_shape(a, self.signature[n].shape) for n, a in zip(names, arrays)}
 
     positions = tf.data.Dataset.range(self._start, self._stop)
     return positions.map(fetch, num_parallel_calls=2, deterministic=True)
@@ -132,7 +132,7 @@ def batches(
   indexed = IndexedSource(source, seed, first_step * batch_size, num_steps * batch_size)
   features = {
     name: seqio.Feature(vocab, add_eos=False, rank=len(spec.shape), dtype=spec.dtype)
-    for name, spec in indexed._signature.items()
+    for name, spec in indexed.signature.items()
   }
   task = seqio.Task('training_examples', indexed, output_features=features, preprocessors=[])
   dataset = task.get_dataset(sequence_length=None, split='train', shuffle=False)

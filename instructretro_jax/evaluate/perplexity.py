@@ -79,12 +79,12 @@ class Perplexity(Stage):
             rows.append({'arm': arm, 'neighbours': kind, 'category': category, **row})
     manifest.write_text(folder / 'results.json', json.dumps(rows, indent=1))
     passages = viewer.passages(
-      own, viewed['off'] - viewed['own'], self.num_viewed, self._provenance(root, own), vocab
+      own, viewed['off'] - viewed['own'], self.num_viewed, self._provenance(root), vocab
     )
     manifest.write_text(folder / 'passages.json', json.dumps(passages))
     return {'sequences': count, 'tokens': int(own['loss_mask'].sum()), 'rows': len(rows)}
 
-  def _provenance(self, root: Path, batch: dict[str, np.ndarray]) -> viewer.Provenance:
+  def _provenance(self, root: Path) -> viewer.Provenance:
     heldout, train = (ChunkStore(root / self.task.chunks, s) for s in ('heldout', 'train'))
     table = NeighbourTable(root / self.task.neighbours, 'heldout')
     return viewer.Provenance(heldout, train, table, self.task.num_neighbours)

@@ -173,7 +173,6 @@ class _Log:
     self._bar = tqdm.tqdm(
       total=config.num_steps, initial=first_step, desc=config.name, unit='step', mininterval=2
     )
-    self._last_saved = first_step
     self._pending: tuple[int, Any, int] | None = None
     self._clock = time.monotonic()
 
