@@ -30,17 +30,27 @@ def strip_html(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Factbook:
-  """256 countries and territories, one document each: the name, then sections of `field: value`."""
+  """256 countries and territories, one document each: the name, then sections of `field: value`.
+
+  Attributes:
+    num_countries: how many to take, in an order by hash, so that a smaller number is a subset; None
+      for all.
+  """
+
+  num_countries: int | None = None
+
+  def __post_init__(self):
+    _check_count('num_countries', self.num_countries)
 
   def read(self, problems: Problems) -> Iterator[Document]:
-    """Yields the countries in order of region and code; `problems` counts those without a text."""
+    """Yields the countries in the order by hash; `problems` counts those without a text."""
     with packages.opened(packages.FACTBOOK) as archive:
-      for member in sorted(archive.namelist()):
-        if member.endswith('.json'):
-          country = '/'.join(member.removesuffix('.json').split('/')[-2:])
-          text = _country_text(country, json.loads(archive.read(member)))
-          if problems.accepts(text, f'{packages.FACTBOOK.wheel}/{member}'):
-            yield Document(f'factbook/{country}', text, 'factbook')
+      members = [member for member in archive.namelist() if member.endswith('.json')]
+      for member in sorted(members, key=_hash)[: self.num_countries]:
+        country = '/'.join(member.removesuffix('.json').split('/')[-2:])
+        text = _country_text(country, json.loads(archive.read(member)))
+        if problems.accepts(text, f'{packages.FACTBOOK.wheel}/{member}'):
+          yield Document(f'factbook/{country}', text, 'factbook')
 
 
 def _country_text(country: str, sections: dict[str, Any]) -> str:
@@ -80,8 +90,7 @@ class BotocorePages:
   def __post_init__(self):
     if self.group_by not in ('page', 'service'):
       raise ValueError(f"group_by must be 'page' or 'service', not {self.group_by!r}")
-    if self.num_pages is not None and self.num_pages < 1:
-      raise ValueError(f'num_pages={self.num_pages}: give a count from 1, or None for all')
+    _check_count('num_pages', self.num_pages)
 
   def read(self, problems: Problems) -> Iterator[Document]:
     """Yields the pages in the order by hash; `problems` counts those without a text."""
@@ -92,7 +101,7 @@ class BotocorePages:
           newest[member.split('/')[2]] = member  # versions are dates, so the last is the newest
       models = {s: json.loads(gzip.decompress(archive.read(m))) for s, m in newest.items()}
     pages = [(service, op) for service, model in models.items() for op in model['operations']]
-    pages.sort(key=lambda page: hashlib.sha256(f'o{page[0]}/{page[1]}'.encode()).digest())
+    pages.sort(key=lambda page: _hash(f'o{page[0]}/{page[1]}'))
     for service, operation in pages[: self.num_pages]:
       text = _page(models[service], service, operation)
       page = f'botocore/{service}/{operation}'
@@ -114,3 +123,12 @@ def _page(model: dict[str, Any], service: str, operation: str) -> str:
   if errors:
     lines.append('Errors: ' + ', '.join(errors))
   return '\n'.join(line for line in lines if line)
+
+
+def _check_count(name: str, count: int | None) -> None:
+  if count is not None and count < 1:
+    raise ValueError(f'{name}={count}: give a count from 1, or None for all')
+
+
+def _hash(text: str) -> bytes:
+  return hashlib.sha256(text.encode()).digest()

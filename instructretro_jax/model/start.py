@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
@@ -39,10 +40,9 @@ def fit_from_gpt(gpt: Params, retro: Params) -> Params:
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def start_cross_attention(
-  params: Params, start: str, output_scale: float = 0.25, match_scale: float = 1.5
-) -> Params:
-  """Sets the projections of the cross-attention (and of the encoder) for the first step.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossAttentionStart:
+  """How a new cross-attention (and its encoder) is set for the first step.
 
   - 'random': as initialised, the paper's.
   - 'zero_output': output projections 0, so that gate 1 equals gate 0 at the first step.
@@ -53,13 +53,23 @@ def start_cross_attention(
     those heads; a query for e P then finds the places behind its own token and reads what followed.
     Otherwise P is the identity. This start is this project's, not the paper's.
   """
-  if start not in STARTS:
-    raise ValueError(f'start must be one of {STARTS}, not {start!r}')
-  flat = dict(traverse_util.flatten_dict(params, sep='/'))
-  if start == 'random':
+
+  kind: str = 'random'
+  match_scale: float = 1.5
+  output_scale: float = 0.25
+
+  def __post_init__(self):
+    if self.kind not in STARTS:
+      raise ValueError(f'kind of start must be one of {STARTS}, not {self.kind!r}')
+
+
+def start_cross_attention(params: Params, start: CrossAttentionStart) -> Params:
+  """Retro parameters with the projections of the cross-attention set as `start` says."""
+  if start.kind == 'random':
     return params
+  flat = dict(traverse_util.flatten_dict(params, sep='/'))
   paths = sorted({m.group() for p in flat if (m := _CROSS_ATTENTION.match(p))})
-  if start == 'zero_output':
+  if start.kind == 'zero_output':
     for path in paths:
       flat[f'{path}/output/kernel'] = jnp.zeros_like(flat[f'{path}/output/kernel'])
     return traverse_util.unflatten_dict(flat, sep='/')
@@ -67,8 +77,8 @@ def start_cross_attention(
   for path in paths:
     key_DHA, value_DHA = flat[f'{path}/key/kernel'], flat[f'{path}/value/kernel']
     found_DHA = key_DHA if back_DD is None else jnp.einsum('de,eha->dha', back_DD, key_DHA)
-    flat[f'{path}/query/kernel'] = match_scale * found_DHA
-    flat[f'{path}/output/kernel'] = output_scale * jnp.transpose(value_DHA, (1, 2, 0))
+    flat[f'{path}/query/kernel'] = start.match_scale * found_DHA
+    flat[f'{path}/output/kernel'] = start.output_scale * jnp.transpose(value_DHA, (1, 2, 0))
   return traverse_util.unflatten_dict(flat, sep='/')
 
 

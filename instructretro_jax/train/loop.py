@@ -23,7 +23,7 @@ from instructretro_jax.data import vocabulary
 from instructretro_jax.data.tasks import InstructionTuning, Task, batches
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.model.start import fit_from_gpt, start_cross_attention
+from instructretro_jax.model.start import CrossAttentionStart, fit_from_gpt, start_cross_attention
 from instructretro_jax.retrieval.neighbours import NeighbourTable
 from instructretro_jax.sharding import MeshConfig, make_mesh, param_shardings, put_batch
 from instructretro_jax.stage import Stage
@@ -65,7 +65,7 @@ class Train(Stage):
   gate: float
   init_from: str | None = None
   keep_retro: bool = False
-  start: str = 'random'
+  start: CrossAttentionStart = CrossAttentionStart()
   seed: int = 0
   data_seed: int = 0
   checkpoint_every: int = 100

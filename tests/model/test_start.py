@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.model.start import fit_from_gpt, start_cross_attention
+from instructretro_jax.model.start import CrossAttentionStart, fit_from_gpt, start_cross_attention
 from tests.model.test_retro import CONFIG, init, logits, make_inputs
 
 
@@ -34,14 +34,16 @@ def test_norm_before_the_cross_attention_is_the_one_before_the_mlp(gpt_and_retro
 
 def test_zero_output_makes_gate_1_equal_the_gpt(gpt_and_retro):
   inputs, gpt, fitted = gpt_and_retro
-  started = start_cross_attention(fitted, 'zero_output')
+  started = start_cross_attention(fitted, CrossAttentionStart(kind='zero_output'))
   expected = logits(CONFIG, gpt, *inputs[:2], gate=0)
   np.testing.assert_allclose(logits(CONFIG, started, *inputs), expected, atol=1e-5)
 
 
 def test_copy_ready_projections(gpt_and_retro):
   _, _, fitted = gpt_and_retro
-  started = start_cross_attention(fitted, 'copy_ready', output_scale=0.25, match_scale=1.5)
+  started = start_cross_attention(
+    fitted, CrossAttentionStart(kind='copy_ready', output_scale=0.25, match_scale=1.5)
+  )
   a = started['decoder_2']['cross_attention']['attention']
   for h in range(2):
     np.testing.assert_allclose(a['output']['kernel'][h], 0.25 * a['value']['kernel'][:, h].T)
@@ -60,4 +62,4 @@ def test_a_gpt_that_does_not_fit_is_named(gpt_and_retro):
   with pytest.raises(ValueError, match='stranger'):
     fit_from_gpt({**gpt, 'stranger': {'kernel': np.zeros(1)}}, fitted)
   with pytest.raises(ValueError, match='start must be one of'):
-    start_cross_attention(fitted, 'warm')
+    CrossAttentionStart(kind='warm')
