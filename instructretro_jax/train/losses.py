@@ -25,7 +25,9 @@ def token_losses(hidden_BLD: Array, head_DV: Array, targets_BL: Array) -> Array:
     logits_BTV = jnp.einsum(
       'btd,dv->btv', hidden_BTD, head_DV.astype(hidden_BTD.dtype), preferred_element_type=dtype
     )
-    chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    # a mask and a sum, not a gather: the gradient of a gather is a scatter into all logits
+    is_target_BTV = jnp.arange(vocab_size)[None, None] == targets_BT[..., None]
+    chosen_BT = jnp.where(is_target_BTV, logits_BTV, 0).sum(axis=-1)
     return jax.nn.logsumexp(logits_BTV, axis=-1) - chosen_BT
 
   if block == length:
