@@ -125,11 +125,11 @@ def batches(
   *,
   seed: int,
   batch_size: int,
-  first_step: int,
-  num_steps: int,
+  start: int,
+  stop: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The batches of steps first_step .. num_steps of a run, through a seqio task."""
-  indexed = IndexedSource(source, seed, first_step * batch_size, num_steps * batch_size)
+  """Batches of the examples at positions start .. stop of the stream, through a seqio task."""
+  indexed = IndexedSource(source, seed, start, stop)
   features = {
     name: seqio.Feature(vocab, add_eos=False, rank=len(spec.shape), dtype=spec.dtype)
     for name, spec in indexed.signature.items()

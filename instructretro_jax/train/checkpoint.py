@@ -21,8 +21,8 @@ from instructretro_jax.train.step import TrainState
 class Checkpoints:
   """The checkpoints of one training run; each is complete or absent.
 
-  A checkpoint holds the state (its step is the position in the data) and a JSON record of the
-  model's configuration and the vocabulary's fingerprint.
+  A checkpoint holds the state and a JSON record: the model's configuration, the vocabulary's
+  fingerprint, and the seed of the data with the position after the last example seen.
   """
 
   def __init__(self, folder: Path, keep: int = 2):
@@ -55,16 +55,25 @@ def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]
 
   Raises StageError if the folder has no checkpoint.
   """
+  step = _latest(stage_folder)
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.restore(step / 'state')
+  flat = {**tree['trainable'], **(tree['frozen'] or {})}
+  record = load_record(stage_folder)
+  return config_from_json(record['model']), traverse_util.unflatten_dict(flat, sep='/'), record
+
+
+def load_record(stage_folder: Path) -> dict[str, Any]:
+  """The record beside the latest checkpoint of a training stage."""
+  return json.loads((_latest(stage_folder) / 'record' / 'metadata').read_text())
+
+
+def _latest(stage_folder: Path) -> Path:
   folder = (stage_folder / 'checkpoints').absolute()
   steps = sorted(int(p.name) for p in folder.glob('[0-9]*') if p.name.isdigit())
   if not steps:
     raise manifest.StageError(f'{stage_folder} has no checkpoint: train it first')
-  step = folder / str(steps[-1])
-  record = json.loads((step / 'record' / 'metadata').read_text())
-  with ocp.StandardCheckpointer() as checkpointer:
-    tree = checkpointer.restore(step / 'state')
-  flat = {**tree['trainable'], **(tree['frozen'] or {})}
-  return config_from_json(record['model']), traverse_util.unflatten_dict(flat, sep='/'), record
+  return folder / str(steps[-1])
 
 
 def config_from_json(content: dict[str, Any]) -> RetroConfig:

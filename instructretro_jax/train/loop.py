@@ -31,6 +31,7 @@ from instructretro_jax.train.checkpoint import (
   Checkpoints,
   abstract_like,
   load_params,
+  load_record,
   params_sha256,
 )
 from instructretro_jax.train.optimizer import (
@@ -55,6 +56,9 @@ class Train(Stage):
     keep_retro: with gate 0, carry the encoder and cross-attention of `init_from` along untouched.
     start: how a new cross-attention starts (see model/start.py).
     batch_size: sequences a step.
+    data_seed: decides the order of the examples.
+    continue_data: begin behind the examples that `init_from` has seen; it must have the same
+      `data_seed`, so that its order is continued.
   """
 
   task: Task
@@ -68,8 +72,15 @@ class Train(Stage):
   start: CrossAttentionStart = CrossAttentionStart()
   seed: int = 0
   data_seed: int = 0
+  continue_data: bool = False
   checkpoint_every: int = 100
   mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self):
+    if self.continue_data and self.init_from is None:
+      raise ValueError(
+        f'{self.name}: continue_data needs init_from, the arm whose data it continues'
+      )
 
   unlisted: ClassVar[frozenset[str]] = frozenset({'logs', 'checkpoints'})
 
@@ -86,6 +97,7 @@ class Train(Stage):
       )
     source = self.task.source(root, 'train', NeighbourTable)
     record = {'model': manifest.to_json(self.model), 'vocabulary': vocabulary.fingerprint(vocab)}
+    first_example = self._first_example(root)
     checkpoints = Checkpoints(folder / 'checkpoints')
     with jax.set_mesh(mesh):
       state, optimizer = self._first_state(root, mesh, record)
@@ -97,8 +109,8 @@ class Train(Stage):
         vocab,
         seed=self.data_seed,
         batch_size=self.batch_size,
-        first_step=latest or 0,
-        num_steps=self.num_steps,
+        start=first_example + (latest or 0) * self.batch_size,
+        stop=first_example + self.num_steps * self.batch_size,
       )
       log = _Log(folder / 'logs', self, latest or 0)
       for n, batch in enumerate(stream, start=(latest or 0) + 1):
@@ -106,7 +118,9 @@ class Train(Stage):
         log.add(n, metrics, int((batch['segments'] > 0).sum()))
         if n % self.checkpoint_every == 0 or n == self.num_steps:
           log.flush()
-          checkpoints.save(state, record)
+          position = {'data_seed': self.data_seed, 'example': first_example + n * self.batch_size}
+          checkpoints.save(state, record | {'data': position})
+          log.last_good = n
       log.close()
     checkpoints.close()
     final = {'params_sha256': params_sha256(jax.device_get(state.params))}
@@ -115,6 +129,18 @@ class Train(Stage):
     if isinstance(self.task, InstructionTuning):
       final['passages_cut'], final['questions_left_out'] = source.num_cut, source.num_left_out
     return {'steps': int(state.step), 'examples': len(source), **final}
+
+  def _first_example(self, root: Path) -> int:
+    """Position in the stream of examples at which this arm begins."""
+    if not self.continue_data:
+      return 0
+    data = load_record(root / self.init_from).get('data')
+    if data is None or data['data_seed'] != self.data_seed:
+      raise manifest.StageError(
+        f'{self.name} has data_seed {self.data_seed} and continues the data of {self.init_from}, '
+        f'which has {data}: give both one seed, or set continue_data = False'
+      )
+    return data['example']
 
   def _first_state(
     self, root: Path, mesh: jax.sharding.Mesh, record: dict[str, Any]
@@ -175,6 +201,7 @@ class _Log:
     )
     self._pending: tuple[int, Any, int] | None = None
     self._clock = time.monotonic()
+    self.last_good = first_step  # of a checkpoint; 0 where there is none
 
   def _drop_after(self, step: int) -> None:
     if self._path.exists():
@@ -202,9 +229,11 @@ class _Log:
     step, metrics, num_tokens = self._pending
     values = {name: float(x) for name, x in metrics.items()}
     if not math.isfinite(values['loss']):
+      good = f'step {self.last_good}' if self.last_good else 'none'
       raise manifest.StageError(
-        f'{self._name}: the loss of step {step} is {values["loss"]}. Checkpoints up to then are '
-        f'good; lower the learning rate and train again with --rebuild={self._name}.'
+        f'{self._name}: the loss of step {step} is {values["loss"]}. Last good checkpoint: {good}, '
+        f'in {self._path.parent.parent / "checkpoints"}. Lower the learning rate and train again '
+        f'with --rebuild={self._name}.'
       )
     now = time.monotonic()
     values['learning_rate'] = float(self._rates(step - 1))

@@ -1,0 +1,118 @@
+"""The training stage: what it refuses, and where its data begins."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from instructretro_jax import manifest
+from instructretro_jax.data.batches import example_ids
+from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.train import loop
+from instructretro_jax.train.optimizer import OptimizerConfig
+
+MODEL = RetroConfig(
+  decoder=DecoderConfig(vocab_size=320, num_layers=1, width=8, num_heads=2, ff_width=8),
+  chunk_len=4,
+  cross_attention_layers=(0,),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CountingTask:
+  """Examples that are their own number, many times."""
+
+  vocabulary: str = 'vocabulary'
+
+  def reads(self):
+    return ('vocabulary',)
+
+  def source(self, root, split, open_table):
+    return self
+
+  def __len__(self):
+    return 50
+
+  def examples(self, ids):
+    tokens = np.repeat(np.asarray(ids, np.int32)[:, None], 8, axis=1)
+    ones = np.ones_like(tokens)
+    return {
+      'tokens': tokens, 'targets': tokens, 'segments': ones, 'loss_mask': ones.astype(np.float32)
+    }  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+  class Vocab:
+    vocab_size = 300
+    pad_id = 0
+
+  monkeypatch.setattr(loop.vocabulary, 'load', lambda folder: Vocab())
+  monkeypatch.setattr(loop.vocabulary, 'fingerprint', lambda vocab: 'v')
+  seen = tmp_path / 'seen'
+
+  def batches(source, vocab, **kwargs):
+    ids = example_ids(kwargs['seed'], len(source), kwargs['start'], kwargs['stop'])
+    seen.write_text(json.dumps(ids.tolist()))
+    size = kwargs['batch_size']
+    for start in range(0, len(ids), size):
+      yield source.examples(ids[start : start + size])
+
+  monkeypatch.setattr(loop, 'batches', batches)
+  return tmp_path
+
+
+def train(root, name, **changes):
+  fields = dict(
+    name=name, task=CountingTask(), model=MODEL, num_steps=4, batch_size=3, gate=0.0,
+    optimizer=OptimizerConfig(learning_rate=1e-3), checkpoint_every=2,
+  )  # fmt: skip
+  stage = loop.Train(**fields | changes)
+  counts = stage.build(root, root / name)
+  return counts, json.loads((root / 'seen').read_text())
+
+
+def test_a_fit_continues_the_stream_of_its_gpt(root):
+  _, first = train(root, 'gpt', data_seed=5)
+  _, behind = train(root, 'fit', data_seed=5, init_from='gpt', continue_data=True)
+  _, whole = train(root, 'long', data_seed=5, num_steps=8)
+  assert first + behind == whole
+  assert not set(first) & set(behind)
+  with pytest.raises(manifest.StageError, match='data_seed 6 and continues .*give both one seed'):
+    train(root, 'other', data_seed=6, init_from='gpt', continue_data=True)
+  with pytest.raises(ValueError, match='needs init_from'):
+    train(root, 'alone', continue_data=True)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(root):
+  decoder = dataclasses.replace(MODEL.decoder, dtype='bfloat16')
+  train(root, 'narrow', model=dataclasses.replace(MODEL, decoder=decoder))
+  train(root, 'wide')
+  losses = {
+    name: [json.loads(line)['loss'] for line in (root / name / 'logs/metrics.jsonl').open()]
+    for name in ('narrow', 'wide')
+  }
+  assert losses['narrow'] != losses['wide']
+  np.testing.assert_allclose(losses['narrow'], losses['wide'], rtol=0.02)
+  params = loop.load_params(root / 'narrow')[1]
+  assert {str(x.dtype) for x in loop.jax.tree.leaves(params)} == {'float32'}
+
+
+def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, monkeypatch):
+  step_of = loop.make_train_step
+
+  def poisoned(*args):
+    step = step_of(*args)
+
+    def run(state, batch):
+      state, metrics = step(state, batch)
+      bad = state.step >= 4
+      return state, metrics | {'loss': loop.jnp.where(bad, np.nan, metrics['loss'])}
+
+    return run
+
+  monkeypatch.setattr(loop, 'make_train_step', poisoned)
+  with pytest.raises(manifest.StageError, match=r'step 4 is nan. Last good checkpoint: step 2, in'):
+    train(root, 'gpt', num_steps=9)
+  assert loop.Checkpoints(root / 'gpt' / 'checkpoints').latest_step() == 2
