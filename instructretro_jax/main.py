@@ -55,11 +55,7 @@ def run(context, gin_files, root, only, start, rebuild, dry_run) -> None:
   folder = Path(root)
   if dry_run:
     for member in experiment.select(_split(only), start):
-      try:
-        state = 'up to date' if stage.is_up_to_date(member, folder) else 'would run'
-      except manifest.StageError as error:
-        state = str(error).splitlines()[0]
-      click.echo(f'{member.name}: {state}')
+      click.echo(f'{member.name}: {stage.outlook(member, folder)}')
     return
   manifest.write_text(folder / 'operative_config.gin', operative)
   pipeline.run(
@@ -88,6 +84,33 @@ def inspect(folder: Path, chunk: int | None, split: str) -> None:
     click.echo(inspection.describe_stage(folder))
   else:
     click.echo(inspection.describe_chunk(folder, split, chunk))
+
+
+@main.command()
+@click.argument(
+  'roots', nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option('--baseline', default='gpt_fit', show_default=True, help='Arm without retrieval.')
+@click.option('--json', 'target', type=click.Path(path_type=Path), help='Write all numbers here.')
+def compare(roots: tuple[Path, ...], baseline: str, target: Path | None) -> None:
+  """Prints perplexities of runs that differ in their seed: means and spread.
+
+  Example: instructretro compare runs/long/0 runs/long/1 runs/long/2 --json=long.json
+  """
+  import json
+
+  from rich.console import Console
+
+  from instructretro_jax import manifest
+  from instructretro_jax.report import compare as comparison
+  from instructretro_jax.report.tables import for_console
+
+  found = comparison.compare(roots, baseline=baseline)
+  console = Console()
+  for table in comparison.tables(found):
+    console.print(for_console(table))
+  if target is not None:
+    manifest.write_text(target, json.dumps(found, indent=1) + '\n')
 
 
 def _found(name: str, repository: Path) -> str:

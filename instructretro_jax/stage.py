@@ -47,6 +47,16 @@ def is_up_to_date(stage: Stage, root: Path) -> bool:
   return manifest.check_plan(root / stage.name, plan(stage, root))
 
 
+def outlook(stage: Stage, root: Path) -> str:
+  """What `run` would do, in words."""
+  if not all((root / name / manifest.MANIFEST).exists() for name in stage.reads()):
+    return 'would run'
+  try:
+    return 'up to date' if is_up_to_date(stage, root) else 'would run'
+  except manifest.StageError as error:
+    return str(error).splitlines()[0]
+
+
 def run(stage: Stage, root: Path) -> manifest.Manifest:
   """Brings the folder of one stage up to date and returns its manifest."""
   folder = root / stage.name

@@ -21,11 +21,13 @@ def test_dry_run_names_every_stage_and_writes_nothing(tmp_path):
     ['run', '--gin_file=experiments/quickstart/run.gin', f'--root={tmp_path}/r', '--dry_run'],
   )
   assert result.exit_code == 0, result.output
-  assert result.output.splitlines()[0] == 'corpus: would run'
+  lines = result.output.splitlines()
+  assert lines[0] == 'corpus: would run' and lines[-1] == 'report: would run'
+  assert len(lines) == 16
   assert not (tmp_path / 'r').exists()
 
 
-@pytest.mark.parametrize('command', ['run', 'inspect'])
+@pytest.mark.parametrize('command', ['run', 'inspect', 'compare'])
 def test_help_has_an_example(command):
   result = CliRunner().invoke(main.main, [command, '--help'])
   assert result.exit_code == 0 and 'Example' in result.output

@@ -110,9 +110,21 @@ def print_tables(report: Row, console: Console) -> None:
   perplexity = report['perplexity']
   questions = question_tables(report['questions'])
   for table in (perplexity_table(perplexity), run_table(perplexity), *questions):
-    console.print(_for_console(table))
+    console.print(for_console(table))
   for check in report['checks']:
     console.print(Text(check_line(check), style='green' if check['passed'] else 'bold red'))
+
+
+def for_console(table: Table) -> ConsoleTable:
+  """The table as rich prints it."""
+  printed = ConsoleTable(
+    title=Text(table.title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify='left'
+  )
+  for i, column in enumerate(table.columns):
+    printed.add_column(_two_lines(column), justify='right' if i else 'left')
+  for row in table.rows:
+    printed.add_row(*(_two_lines(cell) for cell in row))
+  return printed
 
 
 def format_number(value: float | int | None) -> str:
@@ -169,17 +181,6 @@ def _scalar(value: Any) -> str:
   if isinstance(value, float):
     return f'{value:,.4g}' if abs(value) < 10_000 else f'{value:,.0f}'
   return f'{value:,}' if isinstance(value, int) else str(value)
-
-
-def _for_console(table: Table) -> ConsoleTable:
-  printed = ConsoleTable(
-    title=Text(table.title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify='left'
-  )
-  for i, column in enumerate(table.columns):
-    printed.add_column(_two_lines(column), justify='right' if i else 'left')
-  for row in table.rows:
-    printed.add_row(*(_two_lines(cell) for cell in row))
-  return printed
 
 
 def _two_lines(cell: Cell) -> Text:

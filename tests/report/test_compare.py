@@ -1,0 +1,58 @@
+"""Runs side by side."""
+
+import json
+
+from click.testing import CliRunner
+import pytest
+
+from instructretro_jax import main, manifest
+from instructretro_jax.report import compare
+from tests.report import synthetic
+
+
+def write_run(root, rows, arms=('gpt_fit', 'retro_fit')):
+  plan = manifest.Plan('Perplexity', {'arms': list(arms)}, {})
+  folder = root / 'perplexity'
+  manifest.write_text(folder / 'results.json', json.dumps(rows))
+  manifest.commit(folder, plan, {}, frozenset())
+  return root
+
+
+@pytest.fixture
+def roots(tmp_path):
+  own = (20.0, 22.0, 24.0)
+  return [
+    write_run(tmp_path / str(seed), synthetic.perplexity_rows(value))
+    for seed, value in enumerate(own)
+  ]
+
+
+def test_mean_spread_and_gain_of_each_run(roots):
+  found = compare.compare(roots)
+  row = next(
+    r
+    for r in found['perplexity']
+    if (r['arm'], r['neighbours'], r['category']) == ('retro_fit', 'own', 'all')
+  )
+  assert row['values'] == [20, 22, 24] and row['mean'] == 22 and row['sd'] == 2
+  gain = next(r for r in found['gains'] if r['category'] == 'all')
+  assert gain['values'] == [round(100 * (1 - v / 31.4159), 4) for v in (20, 22, 24)]
+  assert compare.compare(roots[:1])['perplexity'][0]['sd'] is None
+
+
+def test_runs_that_do_not_compare_are_named(roots, tmp_path):
+  other = write_run(tmp_path / 'other', synthetic.perplexity_rows(), arms=('gpt',))
+  with pytest.raises(manifest.StageError, match='other was evaluated with'):
+    compare.compare([*roots, other])
+  short = write_run(tmp_path / 'short', synthetic.perplexity_rows()[1:])
+  with pytest.raises(manifest.StageError, match='has the rows'):
+    compare.compare([*roots, short])
+
+
+def test_command_prints_tables_and_writes_numbers(roots, tmp_path):
+  target = tmp_path / 'found.json'
+  arguments = ['compare', *map(str, roots), f'--json={target}']
+  result = CliRunner().invoke(main.main, arguments)
+  assert result.exit_code == 0, result.output
+  assert 'mean of 3 runs' in result.output and '22.00' in result.output
+  assert json.loads(target.read_text()) == compare.compare(roots)
