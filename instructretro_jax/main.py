@@ -9,6 +9,7 @@ import sys
 import click
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before anything imports TensorFlow
+os.environ.setdefault('TQDM_MININTERVAL', '1')  # seconds; a log file keeps every redraw of a bar
 
 _GIN_OPTIONS = {'ignore_unknown_options': True, 'allow_extra_args': True}
 

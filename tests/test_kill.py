@@ -1,0 +1,67 @@
+"""`kill -9` in every stage and inside every training arm: the run ends as if nothing had been."""
+
+from collections.abc import Callable
+from pathlib import Path
+import subprocess
+import sys
+import time
+
+import pytest
+
+from instructretro_jax import manifest
+
+ROOT = Path(__file__).parent.parent
+ARMS = ('gpt', 'gpt_fit', 'retro_fit', 'retro_frozen', 'gpt_instruct', 'retro_instruct')
+STAGES = (
+  'corpus', 'questions', 'vocabulary', 'chunks', 'embeddings', 'index', 'neighbours', *ARMS,
+  'perplexity', 'questions_eval', 'report',
+)  # fmt: skip
+
+
+def start(root: Path, documents: Path) -> subprocess.Popen:
+  command = [sys.executable, '-m', 'instructretro_jax', 'run', '--gin_file=tests/tiny.gin']
+  command += [f'--root={root}', f"--gin.DOCUMENTS='{documents}/*.txt'"]
+  return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def kill_when(process: subprocess.Popen, is_time: Callable[[], bool]) -> bool:
+  """Kills the process at the first moment that `is_time`; False if it ended before."""
+  while process.poll() is None:
+    if is_time():
+      process.kill()  # SIGKILL
+      process.wait()
+      return True
+    time.sleep(0.01)
+  return False
+
+
+def has_begun(folder: Path) -> bool:
+  return (folder / 'plan.json').exists() or (folder / manifest.MANIFEST).exists()
+
+
+def is_past_a_checkpoint(folder: Path) -> bool:
+  """Whether an arm has logged three steps; tests/tiny.gin saves every second one."""
+  log = folder / 'logs' / 'metrics.jsonl'
+  return log.exists() and log.read_text().count('\n') >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.packages
+def test_a_run_killed_everywhere_ends_with_the_same_bytes(tmp_path, tiny_documents):
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  assert start(whole, tiny_documents).wait() == 0
+  moments = [(has_begun, name) for name in STAGES] + [(is_past_a_checkpoint, name) for name in ARMS]
+  moments.sort(key=lambda moment: STAGES.index(moment[1]))
+  hit = []
+  for is_time, name in moments:
+    if not (killed / name / manifest.MANIFEST).exists():
+      kill_when(start(killed, tiny_documents), lambda f=is_time, name=name: f(killed / name))
+      if not (killed / name / manifest.MANIFEST).exists():
+        hit.append(f'{is_time.__name__} {name}')
+  assert start(killed, tiny_documents).wait() == 0
+  # a stage may be too quick to be caught; every arm must have died between two checkpoints
+  assert {f'is_past_a_checkpoint {arm}' for arm in ARMS} <= set(hit), hit
+  assert len(hit) >= len(moments) - 3, hit
+  for name in STAGES:
+    fingerprints = [manifest.read_manifest(root / name).fingerprint for root in (whole, killed)]
+    assert fingerprints[0] == fingerprints[1], name
