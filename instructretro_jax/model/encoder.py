@@ -41,7 +41,7 @@ class EncoderLayer(nn.Module):
     self,
     x_ZRD: Array,
     chunk_XCD: Array,
-    mask_ZR: Array | None,
+    mask_ZRR: Array | None,
     chunk_mask_XC: Array | None,
   ) -> Array:
     """Z = B * N * K neighbours, X = B * N chunks; rows of a chunk's neighbours are adjacent."""
@@ -57,7 +57,7 @@ class EncoderLayer(nn.Module):
     x_ZRD += Attention(c.decoder, heads, name='attention')(
       h,
       h,
-      mask=None if mask_ZR is None else mask_ZR[:, None, None, :],
+      mask=None if mask_ZRR is None else mask_ZRR[:, None],
       bias=bias,
       rotary_positions=positions,
     )
@@ -83,19 +83,27 @@ class NeighbourEncoder(nn.Module):
     self,
     x_BNKRD: Array,
     chunks_BNCD: Array,
-    mask_BNKR: Array | None,
+    mask_BNKRR: Array | None,
     chunk_mask_BNC: Array | None,
   ) -> Array:
-    """Returns the encoded neighbours, [B, N, K, R, D]."""
+    """Returns the encoded neighbours, [B, N, K, R, D].
+
+    Args:
+      mask_BNKRR: which tokens of a neighbour each of its tokens may attend; any axis may be 1.
+      chunk_mask_BNC: real tokens of each chunk.
+    """
     B, N, K, R, D = x_BNKRD.shape
     C = chunks_BNCD.shape[2]
     x_ZRD = x_BNKRD.reshape(B * N * K, R, D)
     chunk_XCD = chunks_BNCD.reshape(B * N, C, D)
-    mask_ZR = None if mask_BNKR is None else mask_BNKR.reshape(-1, R)
+    mask_ZRR = None
+    if mask_BNKRR is not None:
+      rows = (B, N, K, *mask_BNKRR.shape[3:])
+      mask_ZRR = jnp.broadcast_to(mask_BNKRR, rows).reshape(B * N * K, *rows[3:])
     chunk_mask_XC = None if chunk_mask_BNC is None else chunk_mask_BNC.reshape(-1, C)
     layer = nn.remat(EncoderLayer) if self.config.decoder.remat else EncoderLayer
     for n in range(self.config.encoder_layers):
       x_ZRD = layer(self.config, n == 0, name=f'layer_{n}')(
-        x_ZRD, chunk_XCD, mask_ZR, chunk_mask_XC
+        x_ZRD, chunk_XCD, mask_ZRR, chunk_mask_XC
       )
     return x_ZRD.reshape(B, N, K, R, D)
