@@ -117,10 +117,14 @@ def _read_npz(path: Path) -> Checkpoint:
     case = json.loads(str(content['config_json']))['case'] if 'config_json' in content else None
   if not state:
     raise StageError(f'{path} has no array named param/...')
-  return Checkpoint(str(path), [_canonical(state)], config=case and _config_of_case(case))
+  table = state.get('embedding.position_embeddings.weight')
+  max_len = DecoderConfig.max_len if table is None else len(table)
+  config = case and config_of_case(case, max_len)
+  return Checkpoint(str(path), [_canonical(state)], config=config)
 
 
-def _config_of_case(case: Mapping[str, Any]) -> RetroConfig:
+def config_of_case(case: Mapping[str, Any], max_len: int) -> RetroConfig:
+  """The model of a case file: its `config_json` lists these fields under "case"."""
   learned = case['position'] == 'learned_absolute'
   return RetroConfig(
     decoder=DecoderConfig(
@@ -134,7 +138,7 @@ def _config_of_case(case: Mapping[str, Any]) -> RetroConfig:
       norm_eps=case['norm_eps'],
       positions='learned' if learned else 'rotary',
       rotary_fraction=case['rotary_percent'],
-      max_len=case.get('max_positions', 48),
+      max_len=max_len,
       use_bias=case['bias'],
       tie_embeddings=case['tied'],
       final_norm=case['final_norm'],
