@@ -33,7 +33,13 @@ def token_losses(logits, labels):
   return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)[..., 0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# twelve layers unrolled: most of the time is the compiler's
+quick_jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+)
+
+
+@functools.partial(quick_jit, static_argnums=0)
 def gradients(config, params, labels, *inputs):
   def mean_loss(params):
     logits = run(config, params, *inputs)
@@ -145,7 +151,7 @@ def test_every_block_of_whole_cases(path):
       **given,
       capture_intermediates=lambda module, method: True,
     )
-  seen = seen['intermediates']
+    seen = jax.tree.map(np.asarray, seen['intermediates'])  # here, where float64 is on
   B, N, K, R = neighbours.shape
   D, first = config.decoder.width, (tokens.shape[1] - 1) % config.chunk_len + 1
   neighbour_major = lambda x: x.reshape(B, N, K, R, D).transpose(3, 2, 0, 1, 4).reshape(R, -1, D)
