@@ -35,7 +35,8 @@ def token_losses(logits, labels):
 
 # twelve layers unrolled: most of the time is the compiler's
 quick_jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+  jax.jit,
+  compiler_options={'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True},
 )
 
 

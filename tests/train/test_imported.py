@@ -74,7 +74,9 @@ def test_memory_stays_near_the_largest_parameter(tmp_path):
   before = sum(a.nbytes for a in jax.live_arrays())
   tracemalloc.start()
   counted = {path: count(x) for path, x in params.items()}
-  imported.write_checkpoint(tmp_path, CONFIG, counted, {}, make_mesh(MeshConfig(), jax.devices()[:1]))
+  imported.write_checkpoint(
+    tmp_path, CONFIG, counted, {}, make_mesh(MeshConfig(), jax.devices()[:1])
+  )
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert peak < total / 5
