@@ -119,8 +119,11 @@ def from_config(
     ):
       if getattr(config, name) != getattr(plain, name):
         refuse(name, getattr(config, name))
-    if (config.encoder_ff_width or c.ff_width) != c.ff_width:
-      refuse('encoder_ff_width', config.encoder_ff_width)
+    for name in ('num_heads', 'head_width', 'ff_width'):
+      if getattr(config.encoder_stack, name) != getattr(c, name):
+        refuse(f'encoder {name}', getattr(config.encoder_stack, name))
+    if config.encoder_width is not None:
+      refuse('encoder_width', config.encoder_width)
     if c.kv_heads != c.num_heads:
       refuse('num_kv_heads', c.num_kv_heads)
   for name, size in (('vocab_size', c.vocab_size), ('kv heads', c.kv_heads)):

@@ -64,6 +64,8 @@ class Retro(nn.Module):
     self.embedding = Embedding(c.decoder)
     self.decoder = [DecoderLayer(c) for _ in range(c.decoder.num_layers)]
     self.encoder = NeighbourEncoder(c)
+    if c.encoder_width is not None:
+      self.encoder_embedding = Embedding(c.encoder_stack)
     if c.decoder.final_norm:
       self.final_norm = Norm(c.decoder)
     if not c.decoder.tie_embeddings:
@@ -144,7 +146,8 @@ class Retro(nn.Module):
   ) -> Array:
     C = self.config.chunk_len
     B, N, K, R = neighbours_BNKR.shape
-    embedded = self.embedding(neighbours_BNKR.reshape(-1, R)).reshape(B, N, K, R, -1)
+    embedding = self.embedding if self.config.encoder_width is None else self.encoder_embedding
+    embedded = embedding(neighbours_BNKR.reshape(-1, R)).reshape(B, N, K, R, -1)
     chunk_mask_BNC = None
     if self.config.mask_neighbours and segments_BL is not None:
       chunk_mask_BNC = split_chunks(segments_BL, C) > 0
