@@ -45,7 +45,7 @@ def to_config(args: argparse.Namespace, names: Set[str], *, is_core: bool) -> Re
     wrong.append(f'kv_channels is {args.kv_channels}: hidden_size / heads is supported')
   if wrong:
     raise StageError("the checkpoint's arguments:\n" + '\n'.join(f'  {line}' for line in wrong))
-  groups = args.num_query_groups if get('group_query_attention', False) else None
+  groups = get('num_query_groups') if get('group_query_attention', False) else None
   decoder = DecoderConfig(
     vocab_size=args.padded_vocab_size,
     num_layers=args.num_layers,
@@ -133,8 +133,8 @@ def from_config(
     unlike.append(f'ff_width {c.ff_width} cannot be cut for tensor_parallel {tensor_parallel}')
   if unlike:
     raise StageError('Megatron cannot hold this model:\n' + '\n'.join(f'  {x}' for x in unlike))
-  return argparse.Namespace(**_decoder_arguments(c, tensor_parallel), **_retro_arguments(
-    config, with_retrieval))  # fmt: skip
+  retro = _retro_arguments(config, with_retrieval)
+  return argparse.Namespace(**_decoder_arguments(c, tensor_parallel), **retro)
 
 
 def _decoder_arguments(c: DecoderConfig, tensor_parallel: int) -> dict[str, Any]:
