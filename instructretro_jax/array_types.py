@@ -6,6 +6,7 @@ N chunks per sequence           H heads                      S search-embedding 
 C tokens per chunk              G key/value heads            V vocabulary
 K neighbours per chunk          A head width
 R tokens per neighbour (2 * C)  T, U query and key length of any attention
+E neighbour-encoder width
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ class DecoderConfig:
   num_heads: int  # H
   ff_width: int  # F
   num_kv_heads: int | None = None  # G; H if not given
+  width_per_head: int | None = None  # A; D / H if not given
   activation: str = 'swiglu'
   norm: str = 'rmsnorm'
   norm_eps: float = 1e-5
@@ -40,8 +41,10 @@ class DecoderConfig:
     _require_in('activation', self.activation, ACTIVATIONS)
     _require_in('norm', self.norm, NORMS)
     _require_in('positions', self.positions, POSITIONS)
-    if self.width % self.num_heads:
-      raise ValueError(f'width {self.width} is no multiple of num_heads {self.num_heads}')
+    if self.width_per_head is None and self.width % self.num_heads:
+      raise ValueError(
+        f'width {self.width} is no multiple of num_heads {self.num_heads}: give width_per_head'
+      )
     if self.num_heads % self.kv_heads:
       raise ValueError(f'num_heads {self.num_heads} is no multiple of kv heads {self.kv_heads}')
 
@@ -51,7 +54,7 @@ class DecoderConfig:
 
   @property
   def head_width(self) -> int:
-    return self.width // self.num_heads
+    return self.width_per_head or self.width // self.num_heads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,9 @@ class RetroConfig:
   chunk_len: int = 64  # C
   encoder_layers: int = 2
   encoder_ff_width: int | None = None  # the decoder's F if not given
+  encoder_width: int | None = None  # E; given: the encoder also has its own embeddings (RETRO)
+  encoder_heads: int | None = None  # the decoder's H if not given
+  encoder_width_per_head: int | None = None  # the decoder's if not given
   cross_attention_layers: tuple[int, ...] | None = None  # from 0; reference rule if not given
   mask_neighbours: bool = False  # padding and other documents' neighbours are not attended
   encoder_rotary: bool = False  # rotary positions inside the neighbour encoder
@@ -83,6 +89,19 @@ class RetroConfig:
         f'cross_attention_layers {layers} do not fit {self.decoder.num_layers} decoder layers: '
         'name at least one, counted from 0'
       )
+
+  @property
+  def encoder_stack(self) -> DecoderConfig:
+    """The encoder's own widths; all else is the decoder's."""
+    c = self.decoder
+    return dataclasses.replace(
+      c,
+      width=self.encoder_width or c.width,
+      num_heads=self.encoder_heads or c.num_heads,
+      num_kv_heads=None,
+      width_per_head=self.encoder_width_per_head or c.width_per_head,
+      ff_width=self.encoder_ff_width or c.ff_width,
+    )
 
   @property
   def retro_layers(self) -> tuple[int, ...]:

@@ -81,7 +81,7 @@ class ChunkedCrossAttention(nn.Module):
     _, N, K, R, _ = encoded_BNKRD.shape
     C = self.config.chunk_len
     queries = attending_chunks(h_BLD, C).reshape(B * N, C, D)
-    memory = encoded_BNKRD.reshape(B * N, K * R, D)
+    memory = encoded_BNKRD.reshape(B * N, K * R, -1)
     mask = None
     if neighbour_mask_BNKR is not None:
       mask = neighbour_mask_BNKR.reshape(B * N, 1, 1, K * R)

@@ -39,38 +39,37 @@ class EncoderLayer(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x_ZRD: Array,
+    x_ZRE: Array,
     chunk_XCD: Array,
-    mask_ZR: Array | None,
+    mask_ZRR: Array | None,
     chunk_mask_XC: Array | None,
   ) -> Array:
     """Z = B * N * K neighbours, X = B * N chunks; rows of a chunk's neighbours are adjacent."""
-    c = self.config
-    Z, R, D = x_ZRD.shape
+    c, stack = self.config, self.config.encoder_stack
+    Z, R, E = x_ZRE.shape
     X = chunk_XCD.shape[0]
-    heads = c.decoder.num_heads
-    h = Norm(c.decoder, name='attention_norm')(x_ZRD)
+    heads = stack.num_heads
+    h = Norm(stack, name='attention_norm')(x_ZRE)
     positions = (jnp.arange(R), jnp.arange(R)) if c.encoder_rotary else None
     bias = None
     if c.encoder_relative_bias and self.is_first:
       bias = RelativeBias(heads, name='relative_bias')(R)
-    x_ZRD += Attention(c.decoder, heads, name='attention')(
+    x_ZRE += Attention(stack, heads, name='attention')(
       h,
       h,
-      mask=None if mask_ZR is None else mask_ZR[:, None, None, :],
+      mask=None if mask_ZRR is None else mask_ZRR[:, None],
       bias=bias,
       rotary_positions=positions,
     )
     if self.is_first:
-      h = Norm(c.decoder, name='chunk_attention_norm')(x_ZRD)
-      read = Attention(c.decoder, heads, name='chunk_attention')(
-        h.reshape(X, -1, D),
+      h = Norm(stack, name='chunk_attention_norm')(x_ZRE)
+      read = Attention(stack, heads, name='chunk_attention')(
+        h.reshape(X, -1, E),
         chunk_XCD,
         mask=None if chunk_mask_XC is None else chunk_mask_XC[:, None, None, :],
-      ).reshape(Z, R, D)
-      x_ZRD = read + (h if c.encoder_residual == 'normed' else x_ZRD)
-    ff_width = c.encoder_ff_width or c.decoder.ff_width
-    return x_ZRD + FeedForward(c.decoder, ff_width, name='mlp')(x_ZRD)
+      ).reshape(Z, R, E)
+      x_ZRE = read + (h if c.encoder_residual == 'normed' else x_ZRE)
+    return x_ZRE + FeedForward(stack, stack.ff_width, name='mlp')(x_ZRE)
 
 
 class NeighbourEncoder(nn.Module):
@@ -81,21 +80,29 @@ class NeighbourEncoder(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x_BNKRD: Array,
+    x_BNKRE: Array,
     chunks_BNCD: Array,
-    mask_BNKR: Array | None,
+    mask_BNKRR: Array | None,
     chunk_mask_BNC: Array | None,
   ) -> Array:
-    """Returns the encoded neighbours, [B, N, K, R, D]."""
-    B, N, K, R, D = x_BNKRD.shape
-    C = chunks_BNCD.shape[2]
-    x_ZRD = x_BNKRD.reshape(B * N * K, R, D)
+    """Returns the encoded neighbours, [B, N, K, R, E].
+
+    Args:
+      mask_BNKRR: which tokens of a neighbour each of its tokens may attend; any axis may be 1.
+      chunk_mask_BNC: real tokens of each chunk.
+    """
+    B, N, K, R, E = x_BNKRE.shape
+    C, D = chunks_BNCD.shape[2:]
+    x_ZRE = x_BNKRE.reshape(B * N * K, R, E)
     chunk_XCD = chunks_BNCD.reshape(B * N, C, D)
-    mask_ZR = None if mask_BNKR is None else mask_BNKR.reshape(-1, R)
+    mask_ZRR = None
+    if mask_BNKRR is not None:
+      rows = (B, N, K, *mask_BNKRR.shape[3:])
+      mask_ZRR = jnp.broadcast_to(mask_BNKRR, rows).reshape(B * N * K, *rows[3:])
     chunk_mask_XC = None if chunk_mask_BNC is None else chunk_mask_BNC.reshape(-1, C)
     layer = nn.remat(EncoderLayer) if self.config.decoder.remat else EncoderLayer
     for n in range(self.config.encoder_layers):
-      x_ZRD = layer(self.config, n == 0, name=f'layer_{n}')(
-        x_ZRD, chunk_XCD, mask_ZR, chunk_mask_XC
+      x_ZRE = layer(self.config, n == 0, name=f'layer_{n}')(
+        x_ZRE, chunk_XCD, mask_ZRR, chunk_mask_XC
       )
-    return x_ZRD.reshape(B, N, K, R, D)
+    return x_ZRE.reshape(B, N, K, R, E)

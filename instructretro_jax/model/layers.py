@@ -11,9 +11,15 @@ import jax.numpy as jnp
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.config import DecoderConfig
 
+
+def _gelu_tanh(x: Array) -> Array:
+  # Megatron's constant is sqrt(2 / pi) cut to 8 digits: the same number in float32, not in float64
+  return 0.5 * x * (1 + jnp.tanh(0.79788456 * (x + 0.044715 * x**3)))
+
+
 _ACTIVATIONS = {
   'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-  'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'gelu_tanh': _gelu_tanh,
   'squared_relu': lambda x: jnp.square(jax.nn.relu(x)),
   'swiglu': jax.nn.silu,
   'geglu': lambda x: jax.nn.gelu(x, approximate=True),
@@ -116,11 +122,12 @@ class Embedding(nn.Module):
         (c.max_len, c.width),
       )
 
-  def __call__(self, tokens_BT: Array) -> Array:
+  def __call__(self, tokens_BT: Array, positions_BT: Array | None = None) -> Array:
     c, length = self.config, tokens_BT.shape[-1]
     x_BTD = jnp.take(self.table, tokens_BT, axis=0).astype(c.dtype) * c.embedding_scale
     if c.positions == 'learned':
       if length > c.max_len:
         raise ValueError(f'{length} tokens do not fit the {c.max_len} learned positions (max_len)')
-      x_BTD += self.positions[:length].astype(c.dtype)[None]
+      rows = self.positions[:length][None] if positions_BT is None else self.positions[positions_BT]
+      x_BTD += rows.astype(c.dtype)
     return x_BTD

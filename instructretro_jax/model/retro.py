@@ -64,6 +64,8 @@ class Retro(nn.Module):
     self.embedding = Embedding(c.decoder)
     self.decoder = [DecoderLayer(c) for _ in range(c.decoder.num_layers)]
     self.encoder = NeighbourEncoder(c)
+    if c.encoder_width is not None:
+      self.encoder_embedding = Embedding(c.encoder_stack)
     if c.decoder.final_norm:
       self.final_norm = Norm(c.decoder)
     if not c.decoder.tie_embeddings:
@@ -82,6 +84,9 @@ class Retro(nn.Module):
     neighbours_BNKR: Array | None = None,
     neighbour_mask_BNKR: Array | None = None,
     gate: float | Array = 1.0,
+    *,
+    positions_BL: Array | None = None,
+    encoder_mask_BNKRR: Array | None = None,
   ) -> Array:
     """Final hidden states, [B, L, D].
 
@@ -92,6 +97,10 @@ class Retro(nn.Module):
       neighbour_mask_BNKR: True on their real tokens; used if the model masks neighbours.
       gate: scale of the cross-attention. A Python 0 skips encoder and cross-attention and needs no
         neighbours; otherwise a scalar, or one value per sequence [B].
+      positions_BL: row of the learned position table for each token; 0 .. L - 1 if not given.
+        Rotary positions always count from the start of the sequence, as in Megatron.
+      encoder_mask_BNKRR: which tokens of a neighbour each of its tokens may attend in the encoder's
+        self-attention, and nowhere else (Megatron's `context_mask`); every axis may be 1.
 
     Raises ValueError if the gate is open and there are no neighbours, or N does not fit L.
     """
@@ -102,7 +111,7 @@ class Retro(nn.Module):
       gate_B11 = jnp.broadcast_to(jnp.asarray(gate), tokens_BL.shape[:1])[:, None, None]
       if not c.mask_neighbours:
         neighbour_mask_BNKR = None
-    x_BLD = self.embedding(tokens_BL)
+    x_BLD = self.embedding(tokens_BL, positions_BL)
     mask_B1LL = causal_mask(segments_BL, tokens_BL.shape[1])
     encoded_BNKRD = None
     for n, layer in enumerate(self.decoder):
@@ -110,7 +119,9 @@ class Retro(nn.Module):
       if is_open and n in c.retro_layers:
         h_BLD = layer.normalize(x_BLD)
         if encoded_BNKRD is None:
-          encoded_BNKRD = self._encode(h_BLD, segments_BL, neighbours_BNKR, neighbour_mask_BNKR)
+          encoded_BNKRD = self._encode(
+            h_BLD, segments_BL, neighbours_BNKR, neighbour_mask_BNKR, encoder_mask_BNKRR
+          )
         x_BLD = layer.read(x_BLD, h_BLD, encoded_BNKRD, neighbour_mask_BNKR, segments_BL, gate_B11)
       x_BLD = layer.feed_forward(x_BLD)
     return self.final_norm(x_BLD) if c.decoder.final_norm else x_BLD
@@ -130,14 +141,21 @@ class Retro(nn.Module):
     """Hidden states and output matrix, for a loss that never forms all logits at once."""
     return self(*args, **kwargs), self.head_kernel()
 
-  def _encode(self, h_BLD, segments_BL, neighbours_BNKR, neighbour_mask_BNKR) -> Array:
+  def _encode(
+    self, h_BLD, segments_BL, neighbours_BNKR, neighbour_mask_BNKR, encoder_mask_BNKRR
+  ) -> Array:
     C = self.config.chunk_len
     B, N, K, R = neighbours_BNKR.shape
-    embedded = self.embedding(neighbours_BNKR.reshape(-1, R)).reshape(B, N, K, R, -1)
+    embedding = self.embedding if self.config.encoder_width is None else self.encoder_embedding
+    embedded = embedding(neighbours_BNKR.reshape(-1, R)).reshape(B, N, K, R, -1)
     chunk_mask_BNC = None
     if self.config.mask_neighbours and segments_BL is not None:
       chunk_mask_BNC = split_chunks(segments_BL, C) > 0
-    return self.encoder(embedded, split_chunks(h_BLD, C), neighbour_mask_BNKR, chunk_mask_BNC)
+    mask_BNKRR = encoder_mask_BNKRR
+    if neighbour_mask_BNKR is not None:
+      real_BNK1R = neighbour_mask_BNKR[:, :, :, None]
+      mask_BNKRR = real_BNK1R if mask_BNKRR is None else mask_BNKRR & real_BNK1R
+    return self.encoder(embedded, split_chunks(h_BLD, C), mask_BNKRR, chunk_mask_BNC)
 
   def _check_neighbours(self, tokens_BL: Array, neighbours_BNKR: Array | None) -> None:
     if neighbours_BNKR is None:

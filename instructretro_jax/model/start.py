@@ -76,6 +76,8 @@ def start_cross_attention(params: Params, start: CrossAttentionStart) -> Params:
   back_DD = _look_back(flat) if _BIAS in flat else None
   for path in paths:
     key_DHA, value_DHA = flat[f'{path}/key/kernel'], flat[f'{path}/value/kernel']
+    if key_DHA.shape != flat[f'{path}/query/kernel'].shape:
+      raise ValueError('copy_ready needs an encoder as wide as the decoder: no encoder_width')
     found_DHA = key_DHA if back_DD is None else jnp.einsum('de,eha->dha', back_DD, key_DHA)
     flat[f'{path}/query/kernel'] = start.match_scale * found_DHA
     flat[f'{path}/output/kernel'] = start.output_scale * jnp.transpose(value_DHA, (1, 2, 0))

@@ -96,6 +96,26 @@ def test_equals_the_twin():
     np.testing.assert_allclose(found[b][real], expected[real], atol=2e-4)
 
 
+def test_an_encoder_of_its_own_width_equals_the_twin():
+  widths = dict(encoder_width=12, encoder_heads=3, encoder_width_per_head=6)
+  config = dataclasses.replace(CONFIG, **widths)
+  inputs = make_inputs()
+  params = init(config, inputs)
+  assert params['encoder_embedding']['table'].shape == (32, 12)
+  assert params['encoder']['layer_0']['attention']['query']['kernel'].shape == (12, 3, 6)
+  found = logits(config, params, *inputs)
+  flat = jax.tree.map(np.asarray, params)
+  expected = twin.logits(
+    flat,
+    *(x[0] for x in inputs),
+    chunk_len=C,
+    layers=(0, 2),
+    max_offset=MAX_OFFSET,
+    scale=1.5,
+  )
+  np.testing.assert_allclose(found[0], expected, atol=2e-4)
+
+
 def test_closed_gate_is_the_plain_decoder_exactly():
   inputs = make_inputs()
   params = init(CONFIG, inputs)

@@ -83,6 +83,7 @@ def encode(neighbour, mask, chunk, chunk_mask, p, table, max_offset):
 def logits(p, tokens, segments, neighbours, mask, *, chunk_len, layers, max_offset, scale=1.0):
   """Logits [L, V] of one sequence; neighbours [N, K, R]. Lengths are multiples of chunk_len."""
   table = p['embedding']['table'] * scale
+  encoder_table = p.get('encoder_embedding', p['embedding'])['table'] * scale
   x = table[tokens]
   length = len(tokens)
   positions = range(length)
@@ -101,7 +102,13 @@ def logits(p, tokens, segments, neighbours, mask, *, chunk_len, layers, max_offs
         encoded = [
           [
             encode(
-              neighbours[u, k], mask[u, k], chunks[u], real[u], p['encoder'], table, max_offset
+              neighbours[u, k],
+              mask[u, k],
+              chunks[u],
+              real[u],
+              p['encoder'],
+              encoder_table,
+              max_offset,
             )
             for k in range(neighbours.shape[1])
           ]
