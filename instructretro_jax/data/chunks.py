@@ -139,6 +139,13 @@ class ChunkStore:
       start += len(table)
     return document_M
 
+  @functools.cached_property
+  def group(self) -> np.ndarray:
+    """Number of the group (what a split keeps together) of each chunk, [M] int32."""
+    names = [name for table in self._tables for name in table['group'].to_pylist()]
+    _, group_of_document = np.unique(np.array(names, dtype=np.str_), return_inverse=True)
+    return group_of_document.astype(np.int32)[self.document]
+
   @property
   def num_documents(self) -> int:
     return sum(len(table) for table in self._tables)

@@ -45,18 +45,18 @@ class NeighbourTable:
       raise ValueError(f'k={k} neighbours asked of a table that holds {self.num_saved}')
 
 
-def drop_own_document(
-  ids_QK: np.ndarray, scores_QK: np.ndarray, document_M: np.ndarray, own_Q: np.ndarray, k: int
+def drop_own(
+  ids_QK: np.ndarray, scores_QK: np.ndarray, owner_M: np.ndarray, own_Q: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Keeps the first k hits from other documents than the query's; -1 and -inf after them.
+  """Keeps the first k hits of other owners than the query's; -1 and -inf after them.
 
   Args:
-    document_M: the document of each chunk of the database.
-    own_Q: the document of each query, -1 if the database does not hold it.
+    owner_M: the document (or group) of each chunk of the database.
+    own_Q: that of each query, -1 if the database does not hold it.
 
   Returns: ids and scores, [Q, k], and the number of hits dropped, [Q].
   """
-  is_own_QK = (ids_QK >= 0) & (document_M[ids_QK] == own_Q[:, None])
+  is_own_QK = (ids_QK >= 0) & (owner_M[ids_QK] == own_Q[:, None])
   keep_QK = (ids_QK >= 0) & ~is_own_QK
   order = np.argsort(~keep_QK, axis=1, kind='stable')[:, :k]
   kept = np.take_along_axis(keep_QK, order, axis=1)

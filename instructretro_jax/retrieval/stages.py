@@ -155,16 +155,23 @@ class FindNeighbours(Stage):
   Hits from the query's own document are dropped. The continuation of a hit never leaves the
   document of the hit (ChunkStore.neighbour_tokens), so none of it is from that document either.
   Held-out documents are not in the database. Chunks without text have no neighbours.
+
+  Attributes:
+    drop_own: 'document', or 'group' to drop all that a split keeps on one side. Training then
+      meets neighbours like those of evaluation, where the whole group is held out.
   """
 
   name: str = 'neighbours'
   chunks: str = 'chunks'
   embeddings: str = 'embeddings'
   index: str = 'index'
-  num_searched: int = 100  # hits asked for, own document included
+  num_searched: int = 100  # hits asked for, those to be dropped included
   num_saved: int = 20
+  drop_own: str = 'document'
 
   def __post_init__(self):
+    if self.drop_own not in ('document', 'group'):
+      raise ValueError(f"drop_own must be 'document' or 'group', not {self.drop_own!r}")
     if not 1 <= self.num_saved <= self.num_searched:
       raise ValueError(f'num_saved={self.num_saved} is not 1 to num_searched={self.num_searched}')
 
@@ -174,6 +181,7 @@ class FindNeighbours(Stage):
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     index = open_index(root / self.index)
     database = ChunkStore(root / self.chunks, 'train')
+    owner_M = database.group if self.drop_own == 'group' else database.document
     id_dtype = np.int32 if len(database) < 2**31 else np.int64
     counts: dict[str, Any] = {}
     for split in SPLITS:
@@ -186,9 +194,9 @@ class FindNeighbours(Stage):
         queries_QS = vectors[low:high]
         ids_QK, scores_QK = index.search(queries_QS, self.num_searched)
         ids_QK[~queries_QS.any(axis=1)] = -1
-        own_Q = store.document[low:high] if split == 'train' else np.full(high - low, -1)
-        ids, scores, dropped_Q = neighbours.drop_own_document(
-          ids_QK, scores_QK, database.document, own_Q, self.num_saved
+        own_Q = owner_M[low:high] if split == 'train' else np.full(high - low, -1)
+        ids, scores, dropped_Q = neighbours.drop_own(
+          ids_QK, scores_QK, owner_M, own_Q, self.num_saved
         )
         # the ids last: they mark the shard as finished
         parts = {'dropped': dropped_Q, 'scores': scores, 'neighbours': ids.astype(id_dtype)}
@@ -197,6 +205,6 @@ class FindNeighbours(Stage):
             write_shard(folder, f'{split}-{name}', shard, array)
       dropped = int(Array(folder, f'{split}-dropped')[:].sum(dtype=np.int64))
       table = neighbours.NeighbourTable(folder, split)
-      counts[split] = {'chunks': len(store), 'dropped_from_own_document': dropped}
+      counts[split] = {'chunks': len(store), 'dropped_own': dropped}
       counts[split] |= neighbours.table_statistics(table, store, database)
     return counts

@@ -109,7 +109,7 @@ class SmallChunks(stage.Stage):
         owner_M = np.repeat(np.arange(len(texts), dtype=np.int32), sizes)
         write_shard(folder, f'{split}-document', shard, owner_M)
         rows = [
-          {'id': f'{shard}/{n}', 'source': 'test', 'group': '', 'num_chunks': size}
+          {'id': f'{shard}/{n}', 'source': 'test', 'group': f'{shard}/{n // 3}', 'num_chunks': size}
           for n, size in enumerate(sizes)
         ]
         pq.write_table(

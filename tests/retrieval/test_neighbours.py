@@ -8,7 +8,7 @@ import pytest
 from instructretro_jax.array_store import write_shard
 from instructretro_jax.retrieval.neighbours import (
   NeighbourTable,
-  drop_own_document,
+  drop_own,
   random_neighbours,
 )
 
@@ -18,7 +18,7 @@ def test_hits_of_the_own_document_are_dropped_and_the_rest_moves_up():
   ids = np.array([[1, 4, 0, 2, -1], [2, 3, -1, -1, -1], [4, 1, -1, -1, -1]])
   scores = np.where(ids >= 0, np.arange(5, 0, -1, dtype=np.float32), -np.inf)
   own = np.array([0, 1, -1])  # the last query is not in the database
-  found, kept, dropped = drop_own_document(ids, scores, document, own, 3)
+  found, kept, dropped = drop_own(ids, scores, document, own, 3)
   assert found.tolist() == [[4, 2, -1], [-1, -1, -1], [4, 1, -1]]
   assert kept[0].tolist() == [4, 2, -np.inf] and kept[2].tolist() == [5, 4, -np.inf]
   assert dropped.tolist() == [2, 2, 0]
@@ -27,7 +27,7 @@ def test_hits_of_the_own_document_are_dropped_and_the_rest_moves_up():
 def test_missing_hits_are_not_taken_for_the_last_chunk():
   # a missing hit, -1, would index the last document, which is the query's own here
   ids = np.array([[0, -1]])
-  _, _, dropped = drop_own_document(ids, np.zeros((1, 2)), np.array([5, 7]), np.array([7]), 2)
+  _, _, dropped = drop_own(ids, np.zeros((1, 2)), np.array([5, 7]), np.array([7]), 2)
   assert dropped.tolist() == [0]
 
 

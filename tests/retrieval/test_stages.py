@@ -91,8 +91,26 @@ def test_neighbours_never_come_from_the_own_document(run_folder):
   tokens, mask = marked.neighbour_tokens(ids, pad_id=0)
   assert (tokens != 1 + own[..., None])[mask].all()
   assert mask[..., database.chunk_len :].any()
-  assert counts['train']['dropped_from_own_document'] > len(table) / 2  # each finds itself
-  assert counts['heldout']['dropped_from_own_document'] == 0
+  assert counts['train']['dropped_own'] > len(table) / 2  # each finds itself
+  assert counts['heldout']['dropped_own'] == 0
+
+
+def test_neighbours_may_be_kept_from_the_own_group(run_folder):
+  stage.run(BuildIndex(), run_folder)
+  stage.run(FindNeighbours(num_searched=60, num_saved=8), run_folder)
+  find = FindNeighbours(name='others', num_searched=60, num_saved=8, drop_own='group')
+  counts = stage.run(find, run_folder).counts
+  database = ChunkStore(run_folder / 'chunks', 'train')
+  assert len(set(database.group)) < database.num_documents
+  own_share = {}
+  for name in ('neighbours', 'others'):
+    ids = NeighbourTable(run_folder / name, 'train').ids(np.arange(len(database)), 8)
+    is_own = (database.group[ids] == database.group[:, None])[ids >= 0]
+    own_share[name] = is_own.mean()
+  assert own_share['neighbours'] > 0 and own_share['others'] == 0
+  assert counts['heldout']['dropped_own'] == 0
+  with pytest.raises(ValueError, match="'service'"):
+    FindNeighbours(drop_own='service')
 
 
 def test_neighbours_are_the_nearest_of_the_other_documents(run_folder):
