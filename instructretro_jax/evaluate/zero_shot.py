@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 import tqdm
 
 from instructretro_jax import manifest
+from instructretro_jax.array_types import Params
 from instructretro_jax.data import vocabulary
 from instructretro_jax.data.instructions import prompt_tokens
 from instructretro_jax.data.questions import Question, read_questions
 from instructretro_jax.evaluate.answers import exact_match, f1, mean_with_interval
-from instructretro_jax.inference.decode import left_pad, make_greedy_decoder
+from instructretro_jax.inference.decode import make_decoder
+from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.stage import Stage
 from instructretro_jax.train.checkpoint import load_params
@@ -54,13 +57,27 @@ class ZeroShot(Stage):
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     vocab = vocabulary.load(root / self.vocabulary)
     questions = self._fitting(read_questions(root / self.questions, 'heldout'), vocab)
+    prompts = {
+      with_passages: [prompt_tokens(q, vocab, self.prompt_len, with_passages)[0] for q in questions]
+      for with_passages in (True, False)
+    }
+    # arms of one configuration share what is compiled
+    decoder = functools.cache(lambda config: self._decoder(config, vocab))
+    windows = functools.cache(
+      lambda window_len: passage_windows(questions, vocab, self.num_neighbours, window_len)
+    )
     rows, records = [], []
     for arm in tqdm.tqdm(self.arms, desc=self.name, unit='arm'):
       config, params, _ = load_params(root / arm)
       systems = [('off', True), ('off', False)] + [('on', True)] * ('encoder' in params)
       for encoder, with_passages in systems:
-        gate = 1.0 if encoder == 'on' else 0
-        predictions = self._answers(Retro(config), params, questions, vocab, gate, with_passages)
+        gate, neighbours = 0, []
+        if encoder == 'on':
+          gate, neighbours = 1.0, windows(2 * config.chunk_len)
+        new_tokens = self._answers(
+          decoder(config), params, prompts[with_passages], neighbours, gate
+        )
+        predictions = [vocab.decode(ids).split('\n')[0].strip() for ids in new_tokens]
         system = {'arm': arm, 'encoder': encoder, 'passages': with_passages}
         rows += _scores(system, questions, predictions)
         records += [
@@ -86,30 +103,29 @@ class ZeroShot(Stage):
       chosen.append(question)
     return chosen
 
+  def _decoder(
+    self, config: RetroConfig, vocab: vocabulary.Vocabulary
+  ) -> Callable[..., np.ndarray]:
+    return make_decoder(
+      Retro(config), prompt_len=self.prompt_len, num_new=self.num_new, eos_id=vocab.eos_id
+    )
+
   def _answers(
     self,
-    model: Retro,
-    params: Any,
-    questions: Sequence[Question],
-    vocab: vocabulary.Vocabulary,
+    decode: Callable[..., np.ndarray],
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    neighbours: Sequence[np.ndarray],
     gate: float,
-    with_passages: bool,
-  ) -> list[str]:
-    decode = make_greedy_decoder(model, self.prompt_len, self.num_new, vocab.eos_id, gate)
-    prompts = [prompt_tokens(q, vocab, self.prompt_len, with_passages)[0] for q in questions]
-    lengths = np.array([len(p) for p in prompts], np.int32)
-    padded = left_pad(prompts, self.prompt_len, vocab.pad_id)
-    inputs = [padded, lengths]
-    if gate:
-      inputs += passage_windows(questions, vocab, self.num_neighbours, 2 * model.config.chunk_len)
-    predictions: list[str] = []
-    for start in range(0, len(questions), self.batch_size):
+  ) -> list[list[int]]:
+    """New tokens of each prompt, batch by batch."""
+    answers: list[list[int]] = []
+    for start in range(0, len(prompts), self.batch_size):
       # the last batch is filled up, so that all have one shape
-      rows = np.minimum(np.arange(start, start + self.batch_size), len(questions) - 1)
-      new_tokens = np.asarray(decode(params, *(x[rows] for x in inputs)))
-      for tokens in new_tokens[: len(questions) - start]:
-        predictions.append(vocab.decode(tokens.tolist()).split('\n')[0].strip())
-    return predictions
+      rows = np.minimum(np.arange(start, start + self.batch_size), len(prompts) - 1)
+      batch = [prompts[row] for row in rows]
+      answers += decode(params, batch, *(x[rows] for x in neighbours), gate=gate).tolist()
+    return answers[: len(prompts)]
 
 
 def passage_windows(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,13 @@ import jax.numpy as jnp
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.config import DecoderConfig
 from instructretro_jax.model.layers import Linear
+
+
+class KeyValues(NamedTuple):
+  """What attention reads: keys (rotated where the model rotates) and values."""
+
+  k_BUGA: Array
+  v_BUGA: Array
 
 
 def attend(
@@ -43,7 +52,7 @@ def attend(
 
 def rotate(
   x_BTHA: Array,
-  positions_T: Array,
+  positions: Array,
   *,
   fraction: float = 1.0,
   base: float = 10_000.0,
@@ -52,14 +61,15 @@ def rotate(
   """Rotary position embedding (Su et al. 2021) on the first `fraction` of the head width.
 
   Channel i is paired with i + half (or 2i with 2i + 1 if interleaved); angles are in float32.
+  Positions are [T], or [B, T] where rows differ.
   """
   rotary_width = int(x_BTHA.shape[-1] * fraction)
   half = rotary_width // 2
   dtype = jnp.promote_types(x_BTHA.dtype, jnp.float32)
   frequency = base ** (-jnp.arange(half, dtype=dtype) / half)
-  angle = positions_T.astype(dtype)[:, None] * frequency[None, :]
-  cos = jnp.cos(angle)[None, :, None, :].astype(x_BTHA.dtype)
-  sin = jnp.sin(angle)[None, :, None, :].astype(x_BTHA.dtype)
+  positions_BT = positions.reshape(-1, x_BTHA.shape[1]).astype(dtype)  # or [1, T]
+  angle = positions_BT[:, :, None, None] * frequency[None, None, None, :]
+  cos, sin = jnp.cos(angle).astype(x_BTHA.dtype), jnp.sin(angle).astype(x_BTHA.dtype)
   turning, rest = x_BTHA[..., :rotary_width], x_BTHA[..., rotary_width:]
   if interleaved:
     a, b = turning[..., 0::2], turning[..., 1::2]
@@ -81,6 +91,8 @@ def causal_mask(segments_BL: Array | None, length: int) -> Array:
 class Attention(nn.Module):
   """Multi-head attention with its four projections.
 
+  A call computes everything; a decoder that keeps keys and values calls the three steps.
+
   Attributes:
     kv_heads: G; only self-attention of the decoder uses fewer than H.
     value_shift: 1 reads the value one position after the key, zero after the last.
@@ -90,7 +102,16 @@ class Attention(nn.Module):
   kv_heads: int
   value_shift: int = 0
 
-  @nn.compact
+  def setup(self):
+    c = self.config
+    project = lambda heads, axis: Linear((heads, c.head_width), ('embed', axis, 'head'), c)
+    kv_axis = 'heads' if self.kv_heads == c.num_heads else 'kv_heads'
+    self.query = project(c.num_heads, 'heads')
+    self.key = project(self.kv_heads, kv_axis)
+    self.value = project(self.kv_heads, kv_axis)
+    std = c.init_std / (2 * c.num_layers) ** 0.5
+    self.output = Linear((c.width,), ('heads', 'head', 'embed'), c, num_in=2, init_std=std)
+
   def __call__(
     self,
     x_BTD: Array,
@@ -99,32 +120,49 @@ class Attention(nn.Module):
     mask: Array | None = None,
     bias: Array | None = None,
     rotary_positions: tuple[Array, Array] | None = None,
-    values_per_memory: int = 1,
   ) -> Array:
     """Reads `memory_BUD` at the positions of `x_BTD`.
 
     Args:
-      rotary_positions: positions [T] of the queries and [U] of the keys, or None for no rotation.
+      rotary_positions: positions of the queries and of the keys, or None for no rotation.
+    """
+    q_positions, k_positions = rotary_positions or (None, None)
+    keys_values = self.keys_values(memory_BUD, k_positions)
+    return self.read(self.queries(x_BTD, q_positions), keys_values, mask, bias)
+
+  def queries(self, x_BTD: Array, positions: Array | None = None) -> Array:
+    """Queries, [B, T, H, A]; rotated if positions are given."""
+    return self._rotate(self.query(x_BTD), positions)
+
+  def keys_values(
+    self, memory_BUD: Array, positions: Array | None = None, values_per_memory: int = 1
+  ) -> KeyValues:
+    """Keys and values of a memory; keys are rotated if positions are given.
+
+    Args:
       values_per_memory: texts that the memory strings together; a value shift stays inside each.
     """
-    c, heads, width = self.config, self.config.num_heads, self.config.head_width
-    project = lambda name, n: Linear(
-      (n, width), ('embed', 'heads' if n == heads else 'kv_heads', 'head'), c, name=name
-    )
-    q = project('query', heads)(x_BTD)
-    k = project('key', self.kv_heads)(memory_BUD)
-    v = project('value', self.kv_heads)(memory_BUD)
+    k, v = self._rotate(self.key(memory_BUD), positions), self.value(memory_BUD)
     if self.value_shift:
       B, U, G, A = v.shape
       texts = v.reshape(B, values_per_memory, U // values_per_memory, G, A)
       shifted = jnp.pad(texts[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
       v = shifted.reshape(B, U, G, A)
-    if rotary_positions is not None:
-      turn = dict(fraction=c.rotary_fraction, base=c.rotary_base, interleaved=c.rotary_interleaved)
-      q = rotate(q, rotary_positions[0], **turn)
-      k = rotate(k, rotary_positions[1], **turn)
-    read_BTHA = attend(q, k, v, mask, bias)
-    std = c.init_std / (2 * c.num_layers) ** 0.5
-    return Linear((c.width,), ('heads', 'head', 'embed'), c, num_in=2, init_std=std, name='output')(
-      read_BTHA
-    )
+    return KeyValues(k, v)
+
+  def read(
+    self,
+    q_BTHA: Array,
+    keys_values: KeyValues,
+    mask: Array | None = None,
+    bias: Array | None = None,
+  ) -> Array:
+    """What the queries read, projected to the width of the stream: [B, T, D]."""
+    return self.output(attend(q_BTHA, *keys_values, mask, bias))
+
+  def _rotate(self, x_BTHA: Array, positions: Array | None) -> Array:
+    c = self.config
+    if positions is None:
+      return x_BTHA
+    turn = dict(fraction=c.rotary_fraction, base=c.rotary_base, interleaved=c.rotary_interleaved)
+    return rotate(x_BTHA, positions, **turn)

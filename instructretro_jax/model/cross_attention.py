@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from flax import linen as nn
 import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
-from instructretro_jax.model.attention import Attention
+from instructretro_jax.model.attention import Attention, KeyValues
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.layers import Norm
 
@@ -47,9 +49,37 @@ def rejoin_chunks(h_BNCD: Array, length: int) -> Array:
 
 
 def readable(segments_BL: Array, chunk_len: int) -> Array:
-  """Where a position belongs to the document of the chunk whose neighbours it reads, [B, N, C]."""
-  chunk_segment_BN = split_chunks(segments_BL, chunk_len)[:, :, 0]
-  return attending_chunks(segments_BL, chunk_len) == chunk_segment_BN[:, :, None]
+  """Where a position belongs to the document of the chunk whose neighbours it reads, [B, N, C].
+
+  The document of a chunk is that of its first token which is no padding, so that a sequence padded
+  on the left reads what it reads without its padding.
+  """
+  segments_BNC = split_chunks(segments_BL, chunk_len)
+  first_BN1 = jnp.argmax(segments_BNC > 0, axis=2, keepdims=True)
+  chunk_segment_BN1 = jnp.take_along_axis(segments_BNC, first_BN1, axis=2)
+  return attending_chunks(segments_BL, chunk_len) == chunk_segment_BN1
+
+
+def may_read(
+  neighbour_mask_BNKR: Array | None, segments_BL: Array | None, chunk_len: int
+) -> Array | None:
+  """Where positions read the neighbours of their chunk, [B, N, C or 1]; None is everywhere.
+
+  A position reads nothing of a chunk without neighbours, nor of another document's chunk.
+  """
+  keep = None if segments_BL is None else readable(segments_BL, chunk_len)
+  if neighbour_mask_BNKR is None:
+    return keep
+  exist_BN1 = neighbour_mask_BNKR.any(axis=(2, 3))[:, :, None]
+  return exist_BN1 if keep is None else keep & exist_BN1
+
+
+class Retrieved(NamedTuple):
+  """The encoded neighbours of X chunks, as the positions that may read them need them."""
+
+  keys_values: dict[int, KeyValues]  # by decoder layer, [X, K * R, H, A]
+  mask_XKR: Array | None  # True on tokens that are attended; None: all are
+  keep_XT: Array | None  # False where a position reads nothing and receives zero; None: all read
 
 
 class ChunkedCrossAttention(nn.Module):
@@ -70,30 +100,32 @@ class ChunkedCrossAttention(nn.Module):
     """The normed stream: what is read with, and what the encoder is conditioned on."""
     return self.norm(x_BLD)
 
-  def __call__(
-    self,
-    h_BLD: Array,
-    encoded_BNKRD: Array,
-    neighbour_mask_BNKR: Array | None,
-    segments_BL: Array | None,
-  ) -> Array:
-    B, L, D = h_BLD.shape
-    _, N, K, R, _ = encoded_BNKRD.shape
-    C = self.config.chunk_len
-    queries = attending_chunks(h_BLD, C).reshape(B * N, C, D)
-    memory = encoded_BNKRD.reshape(B * N, K * R, -1)
-    mask = None
-    if neighbour_mask_BNKR is not None:
-      mask = neighbour_mask_BNKR.reshape(B * N, 1, 1, K * R)
-    positions = None
-    if self.config.cross_attention_rotary:
-      positions = (C - 1 + jnp.arange(C), jnp.tile(jnp.arange(R), K))
-    read = self.attention(
-      queries, memory, mask=mask, rotary_positions=positions, values_per_memory=K
-    ).reshape(B, N, C, D)
-    if neighbour_mask_BNKR is not None:
-      keep_BNC = neighbour_mask_BNKR.any(axis=(2, 3))[:, :, None]
-      if segments_BL is not None:
-        keep_BNC = keep_BNC & readable(segments_BL, C)
-      read = jnp.where(keep_BNC[..., None], read, 0)
-    return rejoin_chunks(read, L)
+  def keys_values(self, encoded_BNKRE: Array) -> KeyValues:
+    """Keys and values of the neighbours of each chunk, [B * N, K * R, H, A]."""
+    B, N, K, R, E = encoded_BNKRE.shape
+    positions = jnp.tile(jnp.arange(R), K) if self.config.cross_attention_rotary else None
+    return self.attention.keys_values(encoded_BNKRE.reshape(B * N, K * R, E), positions, K)
+
+  def read(self, h_XTD: Array, offsets_T: Array, retrieved: Retrieved, layer: int) -> Array:
+    """What T positions read of the neighbours of their chunk, for X chunks: [X, T, D].
+
+    Args:
+      offsets_T: distance of the positions from the end of the chunk.
+      layer: number of this decoder layer.
+    """
+    rotary, mask = self.config.cross_attention_rotary, retrieved.mask_XKR
+    q = self.attention.queries(h_XTD, self.config.chunk_len - 1 + offsets_T if rotary else None)
+    if mask is not None:
+      mask = mask.reshape(h_XTD.shape[0], 1, 1, -1)
+    read_XTD = self.attention.read(q, retrieved.keys_values[layer], mask)
+    if retrieved.keep_XT is None:
+      return read_XTD
+    return jnp.where(retrieved.keep_XT[:, :, None], read_XTD, 0)
+
+  def __call__(self, h_BLD: Array, retrieved: Retrieved, layer: int) -> Array:
+    """What each position of whole sequences reads, [B, L, D]; X = B * N chunks."""
+    L, C = h_BLD.shape[1], self.config.chunk_len
+    h_BNCD = attending_chunks(h_BLD, C)
+    h_XCD = h_BNCD.reshape(-1, *h_BNCD.shape[2:])
+    read_XCD = self.read(h_XCD, jnp.arange(C), retrieved, layer)
+    return rejoin_chunks(read_XCD.reshape(h_BNCD.shape), L)

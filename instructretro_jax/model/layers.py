@@ -123,11 +123,16 @@ class Embedding(nn.Module):
       )
 
   def __call__(self, tokens_BT: Array, positions_BT: Array | None = None) -> Array:
+    """Embeddings [B, T, D]; positions, used if learned, count from 0 or are given.
+
+    Raises ValueError if T tokens counted from 0 exceed the table; given ones are not checked.
+    """
     c, length = self.config, tokens_BT.shape[-1]
     x_BTD = jnp.take(self.table, tokens_BT, axis=0).astype(c.dtype) * c.embedding_scale
     if c.positions == 'learned':
-      if length > c.max_len:
-        raise ValueError(f'{length} tokens do not fit the {c.max_len} learned positions (max_len)')
-      rows = self.positions[:length][None] if positions_BT is None else self.positions[positions_BT]
-      x_BTD += rows.astype(c.dtype)
+      if positions_BT is None:
+        positions_BT = jnp.arange(length)[None]
+        if length > c.max_len:
+          raise ValueError(f'{length} tokens do not fit {c.max_len} learned positions (max_len)')
+      x_BTD += jnp.take(self.positions, positions_BT, axis=0).astype(c.dtype)
     return x_BTD

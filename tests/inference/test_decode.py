@@ -1,55 +1,104 @@
-"""Greedy decoding against asking for one token at a time."""
+"""Batched decoding against the most likely tokens of full forward passes."""
 
-import jax.numpy as jnp
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
-from instructretro_jax.inference.decode import left_pad, make_greedy_decoder
+from instructretro_jax.inference.decode import greedy, left_pad, make_decoder, without_retrieval
 from instructretro_jax.model.retro import Retro
-from tests.model.test_retro import CONFIG, init, logits, make_inputs
+from tests.inference.test_cache import params_of
+from tests.model.test_retro import CONFIG as TIED_CONFIG
+from tests.model.test_retro import logits
 
 EOS = 31
+# without tied embeddings the random model says more than one word
+CONFIG = dataclasses.replace(
+  TIED_CONFIG, decoder=dataclasses.replace(TIED_CONFIG.decoder, tie_embeddings=False)
+)
 
 
-def test_equals_one_token_at_a_time_alone_and_in_a_batch():
-  params = init(CONFIG, make_inputs())
-  rng = np.random.default_rng(0)
-  prompts = [rng.integers(0, 31, n).tolist() for n in (8, 3, 5)]
-  neighbours, mask = rng.integers(0, 32, (3, 2, 8)), np.ones((3, 2, 8), bool)
-  decode = make_greedy_decoder(Retro(CONFIG), 8, 3, EOS, gate=1.0)
-  lengths = np.array([len(p) for p in prompts])
-  found = np.asarray(decode(params, left_pad(prompts, 8, 0), lengths, neighbours, mask))
+def best_tokens(config, params, tokens, neighbours_KR):
+  """The most likely token after each one of a sequence, by a full forward pass."""
+  tokens = np.array([tokens])
+  shape = (1, -(-tokens.shape[1] // config.chunk_len), *neighbours_KR.shape)
+  neighbours = np.broadcast_to(neighbours_KR, shape)
+  inputs = (tokens, np.ones_like(tokens), neighbours, np.ones(shape, bool))
+  return logits(config, params, *inputs)[0].argmax(axis=-1).tolist()
+
+
+def test_equals_the_full_forward_alone_and_in_a_batch_and_compiles_once():
+  params, traced = params_of(CONFIG), []
+
+  def choose(logits_BV):
+    traced.append(1)
+    return greedy(logits_BV)
+
+  rng = np.random.default_rng(3)
+  prompts = [rng.integers(0, 31, n).tolist() for n in (6, 2)]
+  neighbours, mask = rng.integers(0, 32, (2, 2, 8)), np.ones((2, 2, 8), bool)
+  num_new = 8
+  decode = make_decoder(Retro(CONFIG), prompt_len=6, num_new=num_new, eos_id=EOS, choose=choose)
+  found = decode(params, prompts, neighbours, mask)
+  assert all(len(set(row.tolist()) - {EOS}) > 1 for row in found)
   for b, prompt in enumerate(prompts):
-    one = slice(b, b + 1)
-    alone = decode(params, left_pad([prompt], 8, 0), lengths[one], neighbours[one], mask[one])
+    alone = decode(params, [prompt], neighbours[b][None], mask[b][None])
     np.testing.assert_array_equal(alone[0], found[b])
-    row = [0] * (8 - len(prompt)) + prompt
-    for n in range(3):
-      padded = np.array([row + [0] * (12 - len(row))])
-      segments = (np.arange(12) >= 8 - len(prompt)).astype(np.int32)[None]
-      spread = lambda x: np.broadcast_to(x[one][:, None], (1, 3, 2, 8))
-      scores = logits(CONFIG, params, padded, segments, spread(neighbours), spread(mask))
-      row.append(int(scores[0, 8 + n - 1].argmax()))
-      if row[-1] == EOS:
-        break
-    generated = row[8:]
-    assert found[b].tolist() == generated + [EOS] * (3 - len(generated))
+    chunk_behind = [0] * (6 - len(prompt))  # not read, so that both rows compile once
+    tokens = prompt + found[b].tolist() + chunk_behind
+    best = best_tokens(CONFIG, params, tokens, neighbours[b])
+    best = best[len(prompt) - 1 :][:num_new]
+    end = best.index(EOS) if EOS in best else num_new
+    assert found[b].tolist() == best[:end] + [EOS] * (num_new - end)
+  # another gate compiles nothing; a closed one once, with or without retrieval parameters
+  count = len(traced)
+  decode(params, prompts[:1], neighbours[:1], mask[:1], gate=0.5)
+  assert len(traced) == count
+  closed, count = decode(params, prompts[:1], gate=0), len(traced)
+  np.testing.assert_array_equal(decode(without_retrieval(params), prompts[:1], gate=0), closed)
+  assert len(traced) == count
 
 
-def test_nothing_follows_the_end():
-  inputs = make_inputs()
-  params = init(CONFIG, inputs[:2], gate=0)
-  table = jnp.zeros_like(params['embedding']['table']).at[5].set(100.0)
-  params['embedding']['table'] = table
-  decode = make_greedy_decoder(Retro(CONFIG), 4, 4, eos_id=5, gate=0)
-  found = np.asarray(decode(params, left_pad([[5, 5]], 4, 0), np.array([2])))
-  assert set(found[0].tolist()) <= {0, 5}
-  if found[0, 0] == 5:
-    assert (found[0] == 5).all()
+def test_goes_on_for_many_chunks_of_the_papers_length():
+  config, params = dataclasses.replace(CONFIG, chunk_len=64), params_of(CONFIG)
+  rng = np.random.default_rng(0)
+  prompt, neighbours = rng.integers(0, 32, 64).tolist(), rng.integers(0, 32, (2, 128))
+  decode = make_decoder(Retro(config), prompt_len=64, num_new=256, eos_id=-1)
+  found = decode(params, [prompt], neighbours[None])[0].tolist()
+  assert len(set(found)) > 3
+  assert best_tokens(config, params, prompt + found, neighbours)[63:-1] == found
+
+
+def test_stops_when_every_row_has_ended_and_repeats_the_end():
+  params, prompts, chosen = without_retrieval(params_of(CONFIG)), [[1, 2, 3], [4]], []
+
+  def choose(logits_BV):
+    jax.debug.callback(lambda: chosen.append(1))
+    return greedy(logits_BV[:, :3])
+
+  def run(eos_id):
+    chosen.clear()
+    decode = make_decoder(Retro(CONFIG), prompt_len=4, num_new=20, eos_id=eos_id, choose=choose)
+    found = decode(params, prompts, gate=0).tolist()
+    jax.effects_barrier()
+    return found
+
+  endless = run(eos_id=-1)
+  assert len(chosen) == 20
+  # a token that both rows choose, one sooner than the other
+  firsts = {t: [row.index(t) for row in endless] for t in range(3) if all(t in r for r in endless)}
+  eos_id, ends = next((t, ends) for t, ends in firsts.items() if ends[0] != ends[1])
+  expected = [row[:end] + [eos_id] * (20 - end) for row, end in zip(endless, ends)]
+  assert run(eos_id) == expected
+  assert len(chosen) == max(ends) + 1 < 20
 
 
 def test_lengths_are_checked():
-  with pytest.raises(ValueError, match='prompts of 6 and 3 new tokens do not fit chunks of 4'):
-    make_greedy_decoder(Retro(CONFIG), 6, 3, EOS, gate=0)
-  with pytest.raises(ValueError, match='9 tokens, more than 8'):
-    left_pad([[1] * 9], 8, 0)
+  learned = dataclasses.replace(CONFIG.decoder, positions='learned', max_len=9)
+  config = dataclasses.replace(CONFIG, decoder=learned)
+  with pytest.raises(ValueError, match='prompts of 6 and 4 new tokens do not fit the 9 learned'):
+    make_decoder(Retro(config), prompt_len=6, num_new=4, eos_id=EOS)
+  for prompt in ([1] * 9, []):
+    with pytest.raises(ValueError, match=f'{len(prompt)} tokens, not 1 to 8'):
+      left_pad([prompt], 8)

@@ -160,6 +160,14 @@ def test_neighbours_of_a_chunk_move_what_may_read_them_and_nothing_else(length, 
     assert moved[0, readable:].all()
 
 
+def test_no_segments_are_one_document_even_if_the_first_chunk_is_short():
+  tokens, segments, neighbours, mask = make_inputs(13)
+  params = init(CONFIG, (tokens, segments, neighbours, mask))
+  one = logits(CONFIG, params, tokens, segments, neighbours, mask)
+  none = logits(CONFIG, params, tokens, None, neighbours, mask)
+  np.testing.assert_allclose(none, one, atol=1e-5)
+
+
 @pytest.mark.parametrize('length', [16, 13])
 def test_no_future_token_moves_an_earlier_logit(length):
   tokens, segments, neighbours, mask = make_inputs(length)
