@@ -80,6 +80,10 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     return self._eos_id
 
   @property
+  def eos_token(self) -> str:
+    return self._tokenizer.id_to_token(self._eos_id)
+
+  @property
   def bos_id(self) -> int | None:
     return None
 

@@ -12,6 +12,7 @@ from flax import traverse_util
 import numpy as np
 import safetensors
 import safetensors.numpy
+import tokenizers
 
 from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
@@ -123,6 +124,7 @@ def save(
   params: Params | LazyParams,
   folder: Path,
   tokenizer: Path | None = None,
+  eos_token: str | None = None,
   max_shard_bytes: int = 5 << 30,
 ) -> None:
   """Writes the decoder alone (encoder and cross-attention are left out), float32.
@@ -130,6 +132,7 @@ def save(
   Args:
     params: nested arrays, or `LazyParams`; a shard is in memory only while it is written.
     tokenizer: a tokenizer.json to go with it.
+    eos_token: of the tokenizer, ends a text.
 
   Raises StageError, before it writes, if no architecture expresses the decoder, if parameters are
   missing, or if the folder is there already.
@@ -137,6 +140,9 @@ def save(
   if folder.exists():
     raise StageError(f'{folder} is there already: choose another --out')
   content = architectures.write(config.decoder)
+  content |= {'bos_token_id': None, 'eos_token_id': None}
+  if tokenizer is not None and eos_token is not None:
+    content['eos_token_id'] = tokenizers.Tokenizer.from_file(str(tokenizer)).token_to_id(eos_token)
   flat = traverse_util.flatten_dict(params, sep='/')
   shapes = tensor_table.decoder_shapes(config)
   wrong = [f'{path} {list(shape)}' for path, shape in shapes.items()
@@ -168,8 +174,8 @@ def save(
   manifest.write_text(partial / CONFIG_FILE, json.dumps(content, indent=1))
   if tokenizer is not None:
     shutil.copyfile(tokenizer, partial / TOKENIZER_FILE)
-    kind = {'tokenizer_class': 'PreTrainedTokenizerFast'}
-    manifest.write_text(partial / TOKENIZER_CONFIG_FILE, json.dumps(kind))
+    settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': eos_token}
+    manifest.write_text(partial / TOKENIZER_CONFIG_FILE, json.dumps(settings))
   partial.rename(folder)
 
 

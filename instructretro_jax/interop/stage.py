@@ -142,7 +142,7 @@ def _take_vocabulary(
     vocabulary.write_hugging_face(folder, text, eos_token)
   else:
     raise StageError(
-      f'{path} has no {huggingface.TOKENIZER_FILE}: give one, or a SentencePiece .model, as tokenizer'
+      f'{path} has no {huggingface.TOKENIZER_FILE}: give one (or a .model) as tokenizer'
     )
   return vocabulary.load(folder)
 
@@ -189,4 +189,7 @@ def export(checkpoint: Path, out: Path, kind: str, tokenizer: Path | None = None
     megatron.save(config, params, out)
     return
   own = checkpoint / vocabulary.HUGGING_FACE_FILE
-  huggingface.save(config, params, out, tokenizer or (own if own.exists() else None))
+  eos_token = None
+  if tokenizer is None and own.exists():
+    tokenizer, eos_token = own, vocabulary.load(checkpoint).eos_token
+  huggingface.save(config, params, out, tokenizer, eos_token)
