@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+import re
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from instructretro_jax.retrieval.neighbours import NeighbourTable
 def describe_stage(folder: Path) -> str:
   """What a finished stage was asked and what it counted."""
   found = manifest.read_manifest(folder)
+  parameters = [describe_parameters(folder)] if (folder / 'checkpoints').exists() else []
   size = sum(entry['bytes'] for entry in found.files.values())
   return '\n'.join(
     [
@@ -23,8 +26,35 @@ def describe_stage(folder: Path) -> str:
       f'fingerprint {found.fingerprint}',
       f'arguments {json.dumps(found.plan.arguments, indent=1)}',
       f'counts {json.dumps(found.counts, indent=1)}',
+      *parameters,
     ]
   )
+
+
+# the first pattern found in the path of a parameter names its group
+_GROUPS = (
+  ('encoder/', 'encoder'),
+  ('cross_attention/', 'cross-attention'),
+  ('embedding/|^head$', 'embeddings and head'),
+  ('norm/', 'norms'),
+  ('self_attention/', 'decoder self-attention'),
+  ('mlp/', 'MLP'),
+)
+
+
+def describe_parameters(folder: Path) -> str:
+  """Parameters of a checkpoint by group, and the model's configuration."""
+  from instructretro_jax.train import checkpoint  # loads JAX: only if used
+
+  config, shapes = checkpoint.param_shapes(folder)
+  counts = dict.fromkeys((group for _, group in _GROUPS), 0)
+  for path, shape in shapes.items():
+    group = next(group for pattern, group in _GROUPS if re.search(pattern, path))
+    counts[group] += math.prod(shape)
+  total = sum(counts.values())
+  lines = [f'parameters {total:,}']
+  lines += [f'  {group:24}{n:16,}{n / total:8.1%}' for group, n in counts.items() if n]
+  return '\n'.join([*lines, f'model {json.dumps(manifest.to_json(config), indent=1)}'])
 
 
 def describe_chunk(root: Path, split: str, chunk: int, num_neighbours: int = 2) -> str:

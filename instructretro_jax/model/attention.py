@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.config import DecoderConfig
-from instructretro_jax.model.layers import Linear
+from instructretro_jax.model.layers import Linear, Norm
 
 
 class KeyValues(NamedTuple):
@@ -104,11 +104,15 @@ class Attention(nn.Module):
 
   def setup(self):
     c = self.config
-    project = lambda heads, axis: Linear((heads, c.head_width), ('embed', axis, 'head'), c)
+    project = lambda heads, axis: Linear(
+      (heads, c.head_width), ('embed', axis, 'head'), c, has_bias=c.qkv_bias
+    )
     kv_axis = 'heads' if self.kv_heads == c.num_heads else 'kv_heads'
     self.query = project(c.num_heads, 'heads')
     self.key = project(self.kv_heads, kv_axis)
     self.value = project(self.kv_heads, kv_axis)
+    if c.qk_norm:
+      self.query_norm, self.key_norm = Norm(c), Norm(c)
     std = c.init_std / (2 * c.num_layers) ** 0.5
     self.output = Linear((c.width,), ('heads', 'head', 'embed'), c, num_in=2, init_std=std)
 
@@ -132,7 +136,8 @@ class Attention(nn.Module):
 
   def queries(self, x_BTD: Array, positions: Array | None = None) -> Array:
     """Queries, [B, T, H, A]; rotated if positions are given."""
-    return self._rotate(self.query(x_BTD), positions)
+    q = self.query(x_BTD)
+    return self._rotate(self.query_norm(q) if self.config.qk_norm else q, positions)
 
   def keys_values(
     self, memory_BUD: Array, positions: Array | None = None, values_per_memory: int = 1
@@ -142,7 +147,8 @@ class Attention(nn.Module):
     Args:
       values_per_memory: texts that the memory strings together; a value shift stays inside each.
     """
-    k, v = self._rotate(self.key(memory_BUD), positions), self.value(memory_BUD)
+    k, v = self.key(memory_BUD), self.value(memory_BUD)
+    k = self._rotate(self.key_norm(k) if self.config.qk_norm else k, positions)
     if self.value_shift:
       B, U, G, A = v.shape
       texts = v.reshape(B, values_per_memory, U // values_per_memory, G, A)

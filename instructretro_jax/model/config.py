@@ -29,6 +29,8 @@ class DecoderConfig:
   rotary_interleaved: bool = False  # pairs (2i, 2i + 1) instead of (i, i + A/2)
   max_len: int = 2048  # rows of the learned position table
   use_bias: bool = False  # of linear maps; norms have what their kind has
+  qkv_bias: bool = False  # of queries, keys and values even without use_bias (Qwen2)
+  qk_norm: bool = False  # norm over A of queries and keys, before they turn (Qwen3)
   tie_embeddings: bool = True
   final_norm: bool = True
   embedding_scale: float = 1.0  # multiplies embeddings on their way into the stream
@@ -55,6 +57,20 @@ class DecoderConfig:
   @property
   def head_width(self) -> int:
     return self.width_per_head or self.width // self.num_heads
+
+
+_NOT_THE_MODEL = ('dtype', 'remat', 'init_std', 'embedding_init_std')
+
+
+def decoder_differences(there: DecoderConfig, here: DecoderConfig) -> list[str]:
+  """Fields by which the same weights would give other logits, with both values, in words."""
+  names = [f.name for f in dataclasses.fields(DecoderConfig) if f.name not in _NOT_THE_MODEL]
+  if 'learned' not in (there.positions, here.positions):
+    names.remove('max_len')
+  names[names.index('num_kv_heads')] = 'kv_heads'  # what they come to
+  names[names.index('width_per_head')] = 'head_width'
+  pairs = [(name, getattr(there, name), getattr(here, name)) for name in names]
+  return [f'{name} is {a!r} there and {b!r} here' for name, a, b in pairs if a != b]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

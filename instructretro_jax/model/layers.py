@@ -33,7 +33,7 @@ def over_last(vector: Array, x: Array) -> Array:
 
 
 class Linear(nn.Module):
-  """A linear map over the last `num_in` axes, with a bias if the model has biases.
+  """A linear map over the last `num_in` axes, with a bias if it or the model has biases.
 
   Attributes:
     features: shape of the output axes.
@@ -45,6 +45,7 @@ class Linear(nn.Module):
   config: DecoderConfig
   num_in: int = 1
   init_std: float | None = None
+  has_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -57,7 +58,7 @@ class Linear(nn.Module):
     flat = kernel.astype(x.dtype).reshape(math.prod(inputs), math.prod(self.features))
     y = x.reshape(*x.shape[: -self.num_in], -1) @ flat
     y = y.reshape(*y.shape[:-1], *self.features)
-    if not c.use_bias:
+    if not (c.use_bias or self.has_bias):
       return y
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
     return y + over_last(self.param('bias', zeros, self.features), y).astype(x.dtype)

@@ -34,20 +34,21 @@ class Report(Stage):
   name: str = 'report'
   arms: tuple[str, ...]
   perplexity: str = 'perplexity'
-  questions: str = 'questions_eval'
+  questions: str | None = 'questions_eval'  # None: no questions were asked
   statistics: tuple[str, ...] = ('corpus', 'chunks', 'index', 'neighbours')
   baseline: str = 'gpt_fit'
   retro: str = 'retro_fit'
 
   def reads(self) -> tuple[str, ...]:
-    return (*self.arms, self.perplexity, self.questions, *self.statistics)
+    questions = [self.questions] if self.questions else []
+    return (*self.arms, self.perplexity, *questions, *self.statistics)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     rows = _read_json(root / self.perplexity / 'results.json')
     report = {
       'checks': checks(rows, self.baseline, self.retro),
       'perplexity': rows,
-      'questions': _read_json(root / self.questions / 'results.json'),
+      'questions': _read_json(root / self.questions / 'results.json') if self.questions else [],
       'statistics': {name: manifest.read_manifest(root / name).counts for name in self.statistics},
       'curves': {arm: read_curve(root / arm) for arm in self.arms},
     }

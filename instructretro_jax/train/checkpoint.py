@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
+from instructretro_jax.lazy_params import LazyArray, LazyParams
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.train.step import TrainState
 
@@ -63,6 +64,18 @@ def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]
   return config_from_json(record['model']), traverse_util.unflatten_dict(flat, sep='/'), record
 
 
+def param_shapes(stage_folder: Path) -> tuple[RetroConfig, dict[str, tuple[int, ...]]]:
+  """Model configuration and shapes of the parameters by path, read without the parameters.
+
+  Raises StageError if the folder has no checkpoint.
+  """
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.metadata(_latest(stage_folder) / 'state').item_metadata.tree
+  flat = {**tree['trainable'], **(tree['frozen'] or {})}
+  config = config_from_json(load_record(stage_folder)['model'])
+  return config, {path: tuple(x.shape) for path, x in flat.items()}
+
+
 def load_record(stage_folder: Path) -> dict[str, Any]:
   """The record beside the latest checkpoint of a training stage."""
   return json.loads((_latest(stage_folder) / 'record' / 'metadata').read_text())
@@ -85,10 +98,11 @@ def config_from_json(content: dict[str, Any]) -> RetroConfig:
   return RetroConfig(**fields)
 
 
-def params_sha256(params: Params) -> str:
+def params_sha256(params: Params | LazyParams) -> str:
   """Identifies parameters by path and bytes."""
   digest = hashlib.sha256()
   for path, x in sorted(traverse_util.flatten_dict(params, sep='/').items()):
+    x = x.read() if isinstance(x, LazyArray) else x
     digest.update(path.encode() + b'\0' + np.asarray(x).tobytes())
   return digest.hexdigest()
 

@@ -21,7 +21,7 @@ from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
 from instructretro_jax.data import vocabulary
 from instructretro_jax.data.tasks import InstructionTuning, Task, batches
-from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.config import RetroConfig, decoder_differences
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.start import CrossAttentionStart, fit_from_gpt, start_cross_attention
 from instructretro_jax.retrieval.neighbours import NeighbourTable
@@ -153,6 +153,12 @@ class Train(Stage):
     return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, opt_state), optimizer
 
   def _first_params(self, root: Path, mesh: jax.sharding.Mesh, record: dict[str, Any]) -> Params:
+    if self.init_from is not None:
+      given_model, given, given_record = load_params(root / self.init_from)
+      if wrong := decoder_differences(given_model.decoder, self.model.decoder):
+        raise manifest.StageError(f'{self.init_from} is another decoder: {"; ".join(wrong)}')
+      if given_record['vocabulary'] != record['vocabulary']:
+        raise manifest.StageError(f'{self.init_from} was trained with another vocabulary')
     init = lambda: init_params(self.model, self.seed, self.gate != 0 or self.keep_retro)
     shardings = param_shardings(jax.eval_shape(init), mesh)
     params = jax.jit(lambda: nn.unbox(init()), out_shardings=shardings)()
@@ -160,9 +166,6 @@ class Train(Stage):
       params = start_cross_attention(params, self.start)
     if self.init_from is None:
       return params
-    _, given, given_record = load_params(root / self.init_from)
-    if given_record['vocabulary'] != record['vocabulary']:
-      raise manifest.StageError(f'{self.init_from} was trained with another vocabulary')
     if set(given) == set(params) and 'encoder' in given:
       loaded = given
     elif 'encoder' in params:

@@ -70,15 +70,21 @@ def logits(config, params, *inputs, gate=1.0):
   return np.asarray(compiled(config, static)(params, inputs, None if static is not None else gate))
 
 
-def test_equals_the_twin():
+@pytest.mark.parametrize(
+  'changes',
+  [{}, {'num_heads': 4, 'num_kv_heads': 2, 'width_per_head': 6, 'qkv_bias': True, 'qk_norm': True}],
+  ids=['plain', 'qwen-like'],
+)
+def test_equals_the_twin(changes):
+  config = dataclasses.replace(CONFIG, decoder=dataclasses.replace(DECODER, **changes))
   tokens, segments, neighbours, mask = make_inputs()
   segments[0, 6:8] = 0  # the first document ends inside chunk 1, padding follows
   segments[0, 8:] = 2
   mask[0, 2, 1] = False  # one neighbour is missing
   mask[1, 1] = False  # a chunk has none
   mask[1, 2, 0, 5:] = False  # a neighbour is short
-  params = init(CONFIG, (tokens, segments, neighbours, mask))
-  found = logits(CONFIG, params, tokens, segments, neighbours, mask)
+  params = init(config, (tokens, segments, neighbours, mask))
+  found = logits(config, params, tokens, segments, neighbours, mask)
   flat = jax.tree.map(np.asarray, params)
   for b in range(2):
     expected = twin.logits(

@@ -25,14 +25,21 @@ def rotate(x, position, base=10_000.0):
   return out
 
 
+def linear(x, p, h):
+  return x @ p['kernel'][:, h] + (p['bias'][h] if 'bias' in p else 0)
+
+
 def attention(queries, memory, p, allowed, q_position=None, k_position=None, bias=None):
   """queries [T, D], memory [U, D], allowed(t, u); returns [T, D]."""
   heads, width = p['query']['kernel'].shape[1:]
+  readers = heads // p['key']['kernel'].shape[1]  # heads that share a key and value head
   out = np.zeros_like(queries)
   for h in range(heads):
-    q = queries @ p['query']['kernel'][:, h]
-    k = memory @ p['key']['kernel'][:, h]
-    v = memory @ p['value']['kernel'][:, h]
+    q = linear(queries, p['query'], h)
+    k = linear(memory, p['key'], h // readers)
+    v = linear(memory, p['value'], h // readers)
+    if 'query_norm' in p:
+      q, k = norm(q, p['query_norm']), norm(k, p['key_norm'])
     for t in range(len(q)):
       keys = [u for u in range(len(k)) if allowed(t, u)]
       if not keys:
