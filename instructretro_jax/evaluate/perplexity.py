@@ -67,6 +67,7 @@ class Perplexity(Stage):
     rows, viewed = [], {}
     for arm in tqdm.tqdm(self.arms, desc=self.name, unit='arm'):
       config, params, _ = load_params(root / arm)
+      params = jax.device_put(params)
       model = Retro(config)
       kinds = ('own', 'off', 'random') if 'encoder' in params else ('off',)
       for kind in kinds:

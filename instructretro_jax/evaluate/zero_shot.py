@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
@@ -69,6 +70,7 @@ class ZeroShot(Stage):
     rows, records = [], []
     for arm in tqdm.tqdm(self.arms, desc=self.name, unit='arm'):
       config, params, _ = load_params(root / arm)
+      params = jax.device_put(params)
       systems = [('off', True), ('off', False)] + [('on', True)] * ('encoder' in params)
       for encoder, with_passages in systems:
         gate, neighbours = 0, []

