@@ -98,6 +98,9 @@ def from_config(
   for name, plain in (('embedding_scale', 1.0), ('final_norm', True)):
     if getattr(c, name) != plain:
       refuse(name, getattr(c, name))
+  for name in ('qkv_bias', 'qk_norm'):
+    if getattr(c, name):
+      refuse(name, True)
   if c.activation == 'geglu':
     refuse('activation', c.activation)
   if c.activation == 'gelu_tanh' and not c.use_bias:

@@ -329,7 +329,7 @@ def test_a_shard_that_is_cut_short_is_named(tmp_path):
 
 
 def test_what_megatron_cannot_hold_is_refused_whole(tmp_path):
-  decoder = dataclasses.replace(RELEASED, embedding_scale=2.0, activation='geglu')
+  decoder = dataclasses.replace(RELEASED, embedding_scale=2.0, activation='geglu', qk_norm=True)
   config, params = make(decoder)
   config = dataclasses.replace(config, mask_neighbours=True, value_shift=1)
   with pytest.raises(StageError) as error:
@@ -337,6 +337,7 @@ def test_what_megatron_cannot_hold_is_refused_whole(tmp_path):
   for part in (
     'embedding_scale',
     'geglu',
+    'qk_norm',
     'mask_neighbours',
     'value_shift',
     'vocab_size 32 cannot',
