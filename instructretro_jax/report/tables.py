@@ -61,7 +61,12 @@ def run_table(rows: Sequence[Row]) -> Table:
 
 
 def question_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-  """One table per metric: a row per arm and way of reading passages, a column per task."""
+  """One table per metric: a row per arm and way of reading passages, a column per task.
+
+  None where no questions were asked.
+  """
+  if not rows:
+    return ()
   tasks = list(dict.fromkeys(row['task'] for row in rows))
   tables = []
   for metric, label in _METRICS.items():

@@ -1,5 +1,6 @@
 """The page is complete, escaped, self-contained and the same every time."""
 
+import dataclasses
 from html.parser import HTMLParser
 import json
 import re
@@ -86,6 +87,14 @@ def test_failed_check_is_said_in_words_and_stops_nothing(tmp_path, capsys):
   printed = ' '.join(capsys.readouterr().out.split())
   assert line in printed
   assert f'Report: {tmp_path / "report" / "index.html"}' in printed
+
+
+def test_a_run_without_questions_has_no_section_on_them(tmp_path, capsys):
+  synthetic.write_run(tmp_path)
+  stage.run(dataclasses.replace(synthetic.REPORT, questions=None), tmp_path)
+  assert 'uestions' not in (tmp_path / 'report' / 'index.html').read_text().split('</nav>')[0]
+  assert 'id="questions"' not in (tmp_path / 'report' / 'index.html').read_text()
+  assert 'Questions' not in capsys.readouterr().out
 
 
 def test_missing_log_is_refused(tmp_path):
