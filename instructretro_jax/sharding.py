@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -12,6 +12,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
+
+Axes = Sequence[str | None]  # logical names of the axes of an array; None is never split
 
 # logical name -> mesh axes that may split it; parameters first, then batches
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
@@ -24,6 +26,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
   ('norm', None),
   ('offset', None),
   ('positions', None),
+  ('layers', None),  # of a scan
   ('batch', ('data', 'fsdp')),
 )
 
@@ -51,7 +54,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
-def to_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def to_spec(axes: Axes, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
   """Where an array of these logical axes goes; an axis that does not divide evenly is whole.
 
   Raises KeyError for a logical name that the table does not have.
@@ -74,6 +77,38 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
 
   is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
   return jax.tree.map(place, abstract_params, is_leaf=is_box)
+
+
+def over_shards(
+  function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Axes
+) -> Callable[..., Any]:
+  """`function` run by each device on its part of the arguments; itself where no mesh is set.
+
+  Args:
+    in_axes: logical names of the axes of each argument, which may also be None.
+    out_axes: those of the result, which has as many axes as the first argument.
+
+  Raises ValueError if a named axis would be split in one argument and not in another.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return function
+
+  def mapped(*arguments: Any) -> Any:
+    specs, split = [], {}
+    for axes, x in zip(in_axes, arguments, strict=True):
+      specs.append(PartitionSpec() if x is None else to_spec(axes, x.shape, mesh))
+      split |= {} if x is None else dict(zip(axes, specs[-1]))
+    if ('kv_heads' in split) and split['kv_heads'] != split['heads']:
+      raise ValueError(
+        f'the key/value heads do not divide over the {mesh.shape["tensor"]} parts of the mesh axis '
+        "tensor: make it smaller, or attention = 'dot_product'"
+      )
+    out = to_spec(out_axes, arguments[0].shape, mesh)
+    run = jax.shard_map(function, in_specs=tuple(specs), out_specs=out, check_vma=False)
+    return run(*arguments)
+
+  return mapped
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

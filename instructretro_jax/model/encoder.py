@@ -9,6 +9,7 @@ from instructretro_jax.array_types import Array
 from instructretro_jax.model.attention import Attention
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.layers import FeedForward, Norm
+from instructretro_jax.model.remat import rematerialised
 
 MAX_OFFSET = 32  # farther offsets share the outermost bias
 
@@ -100,7 +101,7 @@ class NeighbourEncoder(nn.Module):
       rows = (B, N, K, *mask_BNKRR.shape[3:])
       mask_ZRR = jnp.broadcast_to(mask_BNKRR, rows).reshape(B * N * K, *rows[3:])
     chunk_mask_XC = None if chunk_mask_BNC is None else chunk_mask_BNC.reshape(-1, C)
-    layer = nn.remat(EncoderLayer) if self.config.decoder.remat else EncoderLayer
+    layer = rematerialised(EncoderLayer, self.config.decoder.remat)
     for n in range(self.config.encoder_layers):
       x_ZRE = layer(self.config, n == 0, name=f'layer_{n}')(
         x_ZRE, chunk_XCD, mask_ZRR, chunk_mask_XC

@@ -6,6 +6,7 @@ import math
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
@@ -58,10 +59,10 @@ class Linear(nn.Module):
     flat = kernel.astype(x.dtype).reshape(math.prod(inputs), math.prod(self.features))
     y = x.reshape(*x.shape[: -self.num_in], -1) @ flat
     y = y.reshape(*y.shape[:-1], *self.features)
-    if not (c.use_bias or self.has_bias):
-      return y
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
-    return y + over_last(self.param('bias', zeros, self.features), y).astype(x.dtype)
+    if c.use_bias or self.has_bias:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
+      y += over_last(self.param('bias', zeros, self.features), y).astype(x.dtype)
+    return checkpoint_name(y, self.name)
 
 
 class Norm(nn.Module):

@@ -16,6 +16,7 @@ from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
 from instructretro_jax.lazy_params import LazyArray, LazyParams
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.model.segments import one_by_one, unstack_layers
 from instructretro_jax.train.step import TrainState
 
 
@@ -54,7 +55,8 @@ class Checkpoints:
 def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]]:
   """Model configuration, parameters and record of a finished (or begun) training stage.
 
-  Parameters are host arrays, whatever devices wrote them; the optimiser's state is not read.
+  Parameters are host arrays, whatever devices wrote them, with one entry a layer, even if layers
+  were scanned; the optimiser's state is not read.
 
   Raises StageError if the folder has no checkpoint.
   """
@@ -67,11 +69,13 @@ def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]
     tree = checkpointer.restore(step / 'state', args=args)
   flat = {**tree['trainable'], **(tree['frozen'] or {})}
   record = load_record(stage_folder)
-  return config_from_json(record['model']), traverse_util.unflatten_dict(flat, sep='/'), record
+  config = config_from_json(record['model'])
+  params = unstack_layers(traverse_util.unflatten_dict(flat, sep='/'), config)
+  return one_by_one(config), params, record
 
 
 def param_shapes(stage_folder: Path) -> tuple[RetroConfig, dict[str, tuple[int, ...]]]:
-  """Model configuration and shapes of the parameters by path, read without the parameters.
+  """What `load_params` would return: the model's configuration, and shapes of parameters by path.
 
   Raises StageError if the folder has no checkpoint.
   """
@@ -79,7 +83,11 @@ def param_shapes(stage_folder: Path) -> tuple[RetroConfig, dict[str, tuple[int, 
     tree = checkpointer.metadata(_latest(stage_folder) / 'state').item_metadata.tree
   flat = {**tree['trainable'], **(tree['frozen'] or {})}
   config = config_from_json(load_record(stage_folder)['model'])
-  return config, {path: tuple(x.shape) for path, x in flat.items()}
+  held = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in flat.items()}
+  nested = traverse_util.unflatten_dict(held, sep='/')
+  params = jax.eval_shape(lambda params: unstack_layers(params, config), nested)
+  flat = traverse_util.flatten_dict(params, sep='/')
+  return one_by_one(config), {path: x.shape for path, x in flat.items()}
 
 
 def load_record(stage_folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from instructretro_jax.data import vocabulary
 from instructretro_jax.data.tasks import InstructionTuning, Task, batches
 from instructretro_jax.model.config import RetroConfig, decoder_differences
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.model.segments import one_by_one, stack_layers
 from instructretro_jax.model.start import CrossAttentionStart, fit_from_gpt, start_cross_attention
 from instructretro_jax.retrieval.neighbours import NeighbourTable
 from instructretro_jax.sharding import MeshConfig, make_mesh, param_shardings, put_batch
@@ -56,6 +57,7 @@ class Train(Stage):
     keep_retro: with gate 0, carry the encoder and cross-attention of `init_from` along untouched.
     start: how a new cross-attention starts (see model/start.py).
     batch_size: sequences a step.
+    num_microbatches: parts of a batch that are computed one after the other, to save memory.
     data_seed: decides the order of the examples.
     continue_data: begin behind the examples that `init_from` has seen; it must have the same
       `data_seed`, so that its order is continued.
@@ -66,6 +68,7 @@ class Train(Stage):
   optimizer: OptimizerConfig
   num_steps: int
   batch_size: int
+  num_microbatches: int = 1
   gate: float
   init_from: str | None = None
   keep_retro: bool = False
@@ -77,6 +80,11 @@ class Train(Stage):
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
+    if self.batch_size % self.num_microbatches:
+      raise ValueError(
+        f'{self.name}: batch_size {self.batch_size} is no multiple of num_microbatches '
+        f'{self.num_microbatches}'
+      )
     if self.continue_data and self.init_from is None:
       raise ValueError(
         f'{self.name}: continue_data needs init_from, the arm whose data it continues'
@@ -103,7 +111,8 @@ class Train(Stage):
       state, optimizer = self._first_state(root, mesh, record)
       if (latest := checkpoints.latest_step()) is not None:
         state = checkpoints.restore(abstract_like(state))
-      step_fn = jax.jit(make_train_step(Retro(self.model), optimizer, self.gate), donate_argnums=0)
+      step = make_train_step(Retro(self.model), optimizer, self.gate, self.num_microbatches)
+      step_fn = jax.jit(step, donate_argnums=0)
       stream = batches(
         source,
         vocab,
@@ -159,20 +168,19 @@ class Train(Stage):
         raise manifest.StageError(f'{self.init_from} is another decoder: {"; ".join(wrong)}')
       if given_record['vocabulary'] != record['vocabulary']:
         raise manifest.StageError(f'{self.init_from} was trained with another vocabulary')
-    init = lambda: init_params(self.model, self.seed, self.gate != 0 or self.keep_retro)
+    with_retrieval = self.gate != 0 or self.keep_retro
+    init = lambda: init_params(one_by_one(self.model), self.seed, with_retrieval)
     shardings = param_shardings(jax.eval_shape(init), mesh)
     params = jax.jit(lambda: nn.unbox(init()), out_shardings=shardings)()
     if self.gate != 0:
       params = start_cross_attention(params, self.start)
-    if self.init_from is None:
-      return params
-    if set(given) == set(params) and 'encoder' in given:
-      loaded = given
-    elif 'encoder' in params:
-      loaded = fit_from_gpt(given, params)
-    else:
-      loaded = fit_from_gpt({k: v for k, v in given.items() if k != 'encoder'}, params)
-    return jax.tree.map(jax.device_put, loaded, shardings)
+    if self.init_from is not None:
+      if set(given) != set(params) or 'encoder' not in given:
+        given = fit_from_gpt({k: v for k, v in given.items() if k != 'encoder'}, params)
+      params = jax.tree.map(jax.device_put, given, shardings)
+    held = jax.eval_shape(lambda: init_params(self.model, self.seed, with_retrieval))
+    stack = lambda params: stack_layers(params, self.model)
+    return jax.jit(stack, out_shardings=param_shardings(held, mesh))(params)
 
 
 def init_params(config: RetroConfig, seed: int, with_retrieval: bool) -> Params:

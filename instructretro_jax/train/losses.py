@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
 
-_BLOCK_LOGITS = 1 << 22  # logits of a sequence that are formed at a time
+_BLOCK_LEN = 512  # positions of a sequence whose logits are formed at a time
 
 
 def token_losses(hidden_BLD: Array, head_DV: Array, targets_BL: Array) -> Array:
@@ -16,9 +16,7 @@ def token_losses(hidden_BLD: Array, head_DV: Array, targets_BL: Array) -> Array:
   The backward pass forms them again, so peak memory holds one block of [B, block, V].
   """
   length, vocab_size = hidden_BLD.shape[1], head_DV.shape[1]
-  block = max(1, min(length, _BLOCK_LOGITS // vocab_size))
-  while length % block:
-    block -= 1
+  block = max(b for b in range(1, min(length, _BLOCK_LEN) + 1) if length % b == 0)
 
   def of_block(hidden_BTD: Array, targets_BT: Array) -> Array:
     dtype = jnp.promote_types(hidden_BTD.dtype, jnp.float32)

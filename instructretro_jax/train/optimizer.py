@@ -29,6 +29,7 @@ class OptimizerConfig:
   b2: float = 0.95
   weight_decay: float = 0.1  # not of norms, biases and embeddings
   clip_norm: float = 1.0
+  moments_dtype: str = 'float32'  # of both moments at rest; 'bfloat16' saves 4 bytes a parameter
   group_rates: tuple[tuple[str, float], ...] = ()
 
 
@@ -64,18 +65,38 @@ def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
   )
 
 
+def is_decayed(path: str) -> bool:
+  """Whether weight decay acts on a parameter: not on norms, biases and embeddings."""
+  return 'embedding' not in path and path.rpartition('/')[2] not in ('scale', 'bias')
+
+
+def _stored_as(adam: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+  """Adam whose moments are float32 while they are used and `dtype` between steps."""
+  if dtype == 'float32':
+    return adam
+  cast = lambda state, to: state._replace(
+    mu=optax.tree_utils.tree_cast(state.mu, to), nu=optax.tree_utils.tree_cast(state.nu, to)
+  )
+
+  def update(grads, state, params=None):
+    updates, state = adam.update(grads, cast(state, 'float32'), params)
+    return updates, cast(state, dtype)
+
+  return optax.GradientTransformation(lambda params: cast(adam.init(params), dtype), update)
+
+
 def make_optimizer(
   config: OptimizerConfig, num_steps: int, trainable: dict[str, jax.Array]
 ) -> optax.GradientTransformation:
   """The optimiser of flat trainable parameters."""
   rates = {path: rate_of(path, config.group_rates) for path in trainable}
-  decayed = {path: x.ndim > 1 and 'embedding' not in path for path, x in trainable.items()}
+  decayed = {path: is_decayed(path) for path in trainable}
   by_group = optax.stateless(
     lambda updates, _: {path: update * rates[path] for path, update in updates.items()}
   )
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
-    optax.scale_by_adam(config.b1, config.b2),
+    _stored_as(optax.scale_by_adam(config.b1, config.b2), config.moments_dtype),
     optax.add_decayed_weights(config.weight_decay, mask=decayed),
     by_group,
     optax.scale_by_learning_rate(schedule(config, num_steps)),

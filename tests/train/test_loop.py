@@ -3,13 +3,17 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from instructretro_jax import manifest
 from instructretro_jax.data.batches import example_ids
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.model.segments import one_by_one
 from instructretro_jax.train import loop
+from instructretro_jax.train.checkpoint import load_params
 from instructretro_jax.train.optimizer import OptimizerConfig
 
 MODEL = RetroConfig(
@@ -85,6 +89,26 @@ def test_a_fit_continues_the_stream_of_its_gpt(root):
     train(root, 'alone', continue_data=True)
 
 
+def test_scanned_layers_train_alike(root):
+  """Retro-fits of one GPT, with layers one by one and scanned: the same parameters."""
+  decoder = dataclasses.replace(MODEL.decoder, num_layers=4, scan_layers=True)
+  scanned = dataclasses.replace(MODEL, decoder=decoder, cross_attention_layers=(1,))
+  train(root, 'gpt', model=scanned, num_steps=2)
+  for name, model in (('scanned', scanned), ('single', one_by_one(scanned))):
+    train(root, name, model=model, init_from='gpt', num_steps=2)
+  assert 'decoder_2_to_3' in load_tree(root / 'scanned')
+  (config, params, _), (other, expected, _) = (load_params(root / n) for n in ('scanned', 'single'))
+  assert config == other
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
+
+
+def load_tree(folder):
+  """First parts of the paths of the parameters as they are saved."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    state = checkpointer.metadata(folder.absolute() / 'checkpoints' / '2' / 'state')
+  return {path.split('/')[0] for path in state.item_metadata.tree['trainable']}
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(root):
   decoder = dataclasses.replace(MODEL.decoder, dtype='bfloat16')
   train(root, 'narrow', model=dataclasses.replace(MODEL, decoder=decoder))
@@ -95,8 +119,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(root):
   }
   assert losses['narrow'] != losses['wide']
   np.testing.assert_allclose(losses['narrow'], losses['wide'], rtol=0.02)
-  params = loop.load_params(root / 'narrow')[1]
-  assert {str(x.dtype) for x in loop.jax.tree.leaves(params)} == {'float32'}
+  params = load_params(root / 'narrow')[1]
+  assert {str(x.dtype) for x in jax.tree.leaves(params)} == {'float32'}
 
 
 def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, monkeypatch):
