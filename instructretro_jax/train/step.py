@@ -57,7 +57,8 @@ def make_train_step(
 
     loss, grads = jax.value_and_grad(mean_loss)(state.trainable)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)}
+    tokens = (batch['segments'] > 0).sum()  # of the whole batch, whoever read it
+    metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads), 'tokens': tokens}
     trainable = optax.apply_updates(state.trainable, updates)
     return dataclasses.replace(
       state, step=state.step + 1, trainable=trainable, opt_state=opt_state

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from instructretro_jax import manifest
 from instructretro_jax.data.batches import example_ids
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.train import loop
+from instructretro_jax.train.checkpoint import load_params
 from instructretro_jax.train.optimizer import OptimizerConfig
 
 MODEL = RetroConfig(
@@ -53,7 +56,7 @@ def root(tmp_path, monkeypatch):
   seen = tmp_path / 'seen'
 
   def batches(source, vocab, **kwargs):
-    ids = example_ids(kwargs['seed'], len(source), kwargs['start'], kwargs['stop'])
+    ids = example_ids(kwargs['seed'], len(source), np.arange(kwargs['start'], kwargs['stop']))
     seen.write_text(json.dumps(ids.tolist()))
     size = kwargs['batch_size']
     for start in range(0, len(ids), size):
@@ -95,8 +98,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(root):
   }
   assert losses['narrow'] != losses['wide']
   np.testing.assert_allclose(losses['narrow'], losses['wide'], rtol=0.02)
-  params = loop.load_params(root / 'narrow')[1]
-  assert {str(x.dtype) for x in loop.jax.tree.leaves(params)} == {'float32'}
+  params = load_params(root / 'narrow')[1]
+  assert {str(x.dtype) for x in jax.tree.leaves(params)} == {'float32'}
 
 
 def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, monkeypatch):
@@ -108,7 +111,7 @@ def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, mon
     def run(state, batch):
       state, metrics = step(state, batch)
       bad = state.step >= 4
-      return state, metrics | {'loss': loop.jnp.where(bad, np.nan, metrics['loss'])}
+      return state, metrics | {'loss': jnp.where(bad, np.nan, metrics['loss'])}
 
     return run
 
