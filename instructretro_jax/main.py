@@ -41,13 +41,23 @@ def gin_bindings(arguments: list[str]) -> list[str]:
 @click.option('--from', 'start', help='First stage to run.')
 @click.option('--rebuild', help='Stages to make anew, with all that read them.')
 @click.option('--dry_run', is_flag=True, help='Say what would run, and run nothing.')
+@click.option(
+  '--coordinator', envvar='JAX_COORDINATOR_ADDRESS', help='HOST:PORT of process 0, if many.'
+)
+@click.option('--num_processes', type=int, envvar='JAX_NUM_PROCESSES', help='How many there are.')
+@click.option('--process_id', type=int, envvar='JAX_PROCESS_ID', help='Which this is, from 0.')
 @click.pass_context
-def run(context, gin_files, root, only, start, rebuild, dry_run) -> None:
+def run(
+  context, gin_files, root, only, start, rebuild, dry_run, coordinator, num_processes, process_id
+) -> None:
   """Brings the stages of an experiment up to date.
+
+  On many hosts, the same command runs on each, with one --root that all of them see. TPU pods,
+  Slurm and Open MPI are recognised; elsewhere, give the last three options.
 
   Example: instructretro run --gin_file=experiments/quickstart/run.gin --gin.PRETRAIN_STEPS=100
   """
-  from instructretro_jax import gin_adapter, manifest, pipeline, stage
+  from instructretro_jax import gin_adapter, hosts, manifest, pipeline, stage
 
   files = [_found(name, gin_adapter.REPOSITORY) for name in gin_files]
   experiment, operative = gin_adapter.configure(
@@ -58,7 +68,8 @@ def run(context, gin_files, root, only, start, rebuild, dry_run) -> None:
     for member in experiment.select(_split(only), start):
       click.echo(f'{member.name}: {stage.outlook(member, folder)}')
     return
-  manifest.write_text(folder / 'operative_config.gin', operative)
+  here = hosts.join(coordinator, num_processes, process_id)
+  here.on_main(lambda: manifest.write_text(folder / 'operative_config.gin', operative))
   pipeline.run(
     experiment,
     folder,
@@ -66,6 +77,7 @@ def run(context, gin_files, root, only, start, rebuild, dry_run) -> None:
     start=start,
     rebuild=_split(rebuild),
     say=click.echo,
+    hosts=here,
   )
 
 

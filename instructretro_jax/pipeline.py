@@ -8,6 +8,7 @@ from pathlib import Path
 import time
 
 from instructretro_jax import manifest, stage
+from instructretro_jax.hosts import ONE, Hosts
 from instructretro_jax.stage import Stage
 
 
@@ -47,24 +48,35 @@ def run(
   start: str | None = None,
   rebuild: Sequence[str] = (),
   say: Callable[[str], None] = print,
+  hosts: Hosts = ONE,
 ) -> None:
   """Brings the chosen stages up to date.
 
   Args:
     rebuild: stages to delete first, with all that read them.
+    say: prints progress, on process 0.
+    hosts: the processes of the run; each calls this with the same arguments.
   """
   chosen = experiment.select(only, start)
   experiment.select(only=rebuild)  # names are checked before anything is deleted
+  hosts.on_main(lambda: _discard(experiment, root, rebuild))
+  for member in chosen:
+    began = time.monotonic()
+    if hosts.on_main(lambda: stage.is_up_to_date(member, root)):
+      report = f'{member.name}: up to date'
+    else:
+      if hosts.is_main:
+        say(f'{member.name}: running')
+      stage.run(member, root, hosts)
+      report = f'{member.name}: done in {time.monotonic() - began:.0f} s'
+    if hosts.is_main:
+      say(report)
+
+
+def _discard(experiment: Experiment, root: Path, rebuild: Sequence[str]) -> None:
+  """Deletes the named stages, with all that read them."""
   doomed = set(rebuild)
   for member in experiment.stages:
     if member.name in doomed or doomed & set(member.reads()):
       doomed.add(member.name)
       stage.discard(member, root)
-  for member in chosen:
-    began = time.monotonic()
-    if stage.is_up_to_date(member, root):
-      say(f'{member.name}: up to date')
-      continue
-    say(f'{member.name}: running')
-    stage.run(member, root)
-    say(f'{member.name}: done in {time.monotonic() - began:.0f} s')

@@ -10,6 +10,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
@@ -111,11 +112,23 @@ def over_shards(
   return mapped
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """Places host arrays with their first axis split over the data axes of the mesh."""
+def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+  """Where an array of a batch goes: its first axis split over the data axes of the mesh."""
+  return NamedSharding(mesh, to_spec(('batch', *(None,) * (len(shape) - 1)), shape, mesh))
 
-  def place(x):
-    axes = ('batch', *(None,) * (x.ndim - 1))
-    return jax.device_put(x, NamedSharding(mesh, to_spec(axes, x.shape, mesh)))
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Rows of a batch that the devices of this process hold, in order."""
+  sharding = batch_sharding((batch_size,), mesh)
+  parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
+def put_batch(batch: Any, mesh: Mesh, batch_size: int) -> Any:
+  """Batches of `batch_size` rows on the mesh, from the `local_rows` that this process has read."""
+
+  def place(x: np.ndarray) -> jax.Array:
+    shape = (batch_size, *x.shape[1:])
+    return jax.make_array_from_process_local_data(batch_sharding(shape, mesh), x, shape)
 
   return jax.tree.map(place, batch)

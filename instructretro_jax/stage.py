@@ -8,6 +8,7 @@ import shutil
 from typing import Any, ClassVar
 
 from instructretro_jax import manifest
+from instructretro_jax.hosts import ONE, Hosts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class Stage:
 
   # Names in the stage folder that no checksum covers: logs hold times of day and speeds.
   unlisted: ClassVar[frozenset[str]] = frozenset({'logs'})
+  # Whether every process of the run calls `build`, or process 0 alone while the others wait.
+  on_all_hosts: ClassVar[bool] = False
 
   def reads(self) -> tuple[str, ...]:
     """Names of the stages whose folders `build` reads."""
@@ -31,7 +34,8 @@ class Stage:
     """Fills `folder` and returns the counts for its manifest.
 
     Called again after a kill with the files already there: finished shards are kept, and the
-    bytes and counts at the end are those of an uninterrupted call.
+    bytes and counts at the end are those of an uninterrupted call. With `on_all_hosts`, every
+    process returns the same counts, and process 0 writes whatever is not written by all together.
     """
     raise NotImplementedError(type(self).__name__)
 
@@ -57,14 +61,18 @@ def outlook(stage: Stage, root: Path) -> str:
     return str(error).splitlines()[0]
 
 
-def run(stage: Stage, root: Path) -> manifest.Manifest:
-  """Brings the folder of one stage up to date and returns its manifest."""
+def run(stage: Stage, root: Path, hosts: Hosts = ONE) -> manifest.Manifest:
+  """Brings the folder of one stage up to date and returns its manifest.
+
+  Every process of the run calls it; what there is to do is decided, and written, by process 0.
+  """
   folder = root / stage.name
   asked = plan(stage, root)
-  if not manifest.check_plan(folder, asked):
-    manifest.begin(folder, asked)
-    counts = stage.build(root, folder)
-    manifest.commit(folder, asked, counts, stage.unlisted)
+  if not hosts.on_main(lambda: manifest.check_plan(folder, asked)):
+    hosts.on_main(lambda: manifest.begin(folder, asked))
+    build = lambda: stage.build(root, folder)
+    counts = build() if stage.on_all_hosts else hosts.on_main(build)
+    hosts.on_main(lambda: manifest.commit(folder, asked, counts, stage.unlisted))
   return manifest.read_manifest(folder)
 
 

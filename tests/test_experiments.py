@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from instructretro_jax import gin_adapter, manifest, pipeline
-from instructretro_jax.train import loop
+from instructretro_jax.train import checkpoint, loop, state
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted((ROOT / 'experiments').rglob('*.gin'))
@@ -25,7 +25,7 @@ def test_every_experiment_is_parsed_and_built(path):
   arms = [s for s in experiment.stages if isinstance(s, loop.Train)]
   assert arms
   for arm in arms:
-    init = lambda arm=arm: loop.init_params(arm.model, 0, arm.gate != 0)
+    init = lambda arm=arm: state.init_params(arm.model, 0, arm.gate != 0)
     assert sum(x.size for x in jax.tree.leaves(jax.eval_shape(init))) > 0
 
 
@@ -75,11 +75,11 @@ def test_own_text_runs_whole_and_a_killed_run_ends_the_same(tmp_path, tiny_docum
   # dies at the third batch of every arm once, past the checkpoint of step 2
   put, seen = loop.put_batch, []
 
-  def put_or_die(batch, mesh):
+  def put_or_die(*args):
     seen.append(1)
     if len(seen) % 5 == 3:
       raise Killed
-    return put(batch, mesh)
+    return put(*args)
 
   monkeypatch.setattr(loop, 'put_batch', put_or_die)
   arms = [type(s) is loop.Train for s in experiment.stages]
@@ -93,7 +93,7 @@ def test_own_text_runs_whole_and_a_killed_run_ends_the_same(tmp_path, tiny_docum
   said = []
   pipeline.run(experiment, tmp_path / 'whole', say=said.append)
   assert all(line.endswith('up to date') for line in said)
-  frozen, _ = loop.load_params(tmp_path / 'whole' / 'retro_frozen')[1:]
-  gpt, _ = loop.load_params(tmp_path / 'whole' / 'gpt')[1:]
+  frozen, _ = checkpoint.load_params(tmp_path / 'whole' / 'retro_frozen')[1:]
+  gpt, _ = checkpoint.load_params(tmp_path / 'whole' / 'gpt')[1:]
   same = jax.tree.map(lambda a, b: bool((a == b).all()), frozen['embedding'], gpt['embedding'])
   assert all(jax.tree.leaves(same))

@@ -31,14 +31,14 @@ class NeighbourIds(Protocol):
   def ids(self, chunks: np.ndarray, k: int) -> np.ndarray: ...
 
 
-def example_ids(seed: int, num_examples: int, start: int, stop: int) -> np.ndarray:
-  """Example numbers at positions start..stop of an endless stream of shuffled epochs."""
-  positions = np.arange(start, stop)
-  epochs = positions // num_examples
-  return np.array(
-    [_epoch(seed, int(e), num_examples)[p % num_examples] for e, p in zip(epochs, positions)],
-    np.int64,
-  )
+def example_ids(seed: int, num_examples: int, positions: np.ndarray) -> np.ndarray:
+  """Example numbers at these positions of an endless stream of shuffled epochs."""
+  epochs, places = np.divmod(positions, num_examples)
+  ids = np.empty(len(positions), np.int64)
+  for epoch in np.unique(epochs):
+    here = epochs == epoch
+    ids[here] = _epoch(seed, int(epoch), num_examples)[places[here]]
+  return ids
 
 
 @functools.lru_cache(maxsize=2)

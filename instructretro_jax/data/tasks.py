@@ -71,19 +71,41 @@ class InstructionTuning:
 
 Task = LanguageModel | InstructionTuning
 
+_BLOCK = 16  # examples that are read at once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Positions:
+  """Places in the stream of examples that a process reads: some rows of each of several batches.
+
+  `positions[n]` is the place of the n-th example, n an array of numbers below `len(positions)`.
+  """
+
+  start: int  # place of the first batch's first row
+  batch_size: int
+  num_batches: int
+  rows: np.ndarray  # of a batch, in order
+
+  def __len__(self) -> int:
+    return self.num_batches * len(self.rows)
+
+  def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+    batches, places = np.divmod(numbers, len(self.rows))
+    return self.start + batches * self.batch_size + self.rows[places]
+
 
 class IndexedSource(seqio.DataSource):
   """A seqio source whose example at a position is a function of seed and position."""
 
-  def __init__(self, source: ExampleSource, seed: int, start: int, stop: int):
+  def __init__(self, source: ExampleSource, seed: int, positions: Positions):
     if not len(source):
       raise manifest.StageError('there is no example to train on')
-    self._source, self._seed, self._start, self._stop = source, seed, start, stop
+    self._source, self._seed, self._positions = source, seed, positions
     first = source.examples(np.zeros(1, np.int64))
     self.signature = {
       name: tf.TensorSpec(array.shape[1:], array.dtype) for name, array in first.items()
     }
-    super().__init__(splits=('train',), num_input_examples={'train': stop - start})
+    super().__init__(splits=('train',), num_input_examples={'train': len(positions)})
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
@@ -103,20 +125,25 @@ class IndexedSource(seqio.DataSource):
     use_cached: bool = False,
     num_epochs: int | None = 1,
   ) -> tf.data.Dataset:
-    """All examples from `start` to `stop` in order; the source itself has shuffled them."""
+    """All examples in order; the source itself has shuffled them.
+
+    They are read a block at a time, two blocks at once, in threads of TensorFlow.
+    """
     names = list(self.signature)
 
-    def read(position: int) -> list[np.ndarray]:
-      ids = example_ids(self._seed, len(self._source), int(position), int(position) + 1)
-      example = self._source.examples(ids)
-      return [example[name][0] for name in names]
+    def read(first: int) -> list[np.ndarray]:
+      numbers = np.arange(first, min(first + _BLOCK, len(self._positions)))
+      ids = example_ids(self._seed, len(self._source), self._positions[numbers])
+      examples = self._source.examples(ids)
+      return [examples[name] for name in names]
 
-    def fetch(position: tf.Tensor) -> dict[str, tf.Tensor]:
-      arrays = tf.numpy_function(read, [position], [self.signature[n].dtype for n in names])
-      return {n: tf.ensure_shape(a, self.signature[n].shape) for n, a in zip(names, arrays)}
+    def fetch(first: tf.Tensor) -> dict[str, tf.Tensor]:
+      arrays = tf.numpy_function(read, [first], [self.signature[n].dtype for n in names])
+      shapes = [(None, *self.signature[n].shape) for n in names]
+      return {n: tf.ensure_shape(a, shape) for n, a, shape in zip(names, arrays, shapes)}
 
-    positions = tf.data.Dataset.range(self._start, self._stop)
-    return positions.map(fetch, num_parallel_calls=2, deterministic=True)
+    blocks = tf.data.Dataset.range(0, len(self._positions), _BLOCK)
+    return blocks.map(fetch, num_parallel_calls=2, deterministic=True).unbatch()
 
 
 def batches(
@@ -124,16 +151,25 @@ def batches(
   vocab: vocabulary.Vocabulary,
   *,
   seed: int,
-  batch_size: int,
   start: int,
   stop: int,
+  batch_size: int,
+  rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of the examples at positions start .. stop of the stream, through a seqio task."""
-  indexed = IndexedSource(source, seed, start, stop)
+  """Batches of the examples at positions start .. stop of the stream, through a seqio task.
+
+  Args:
+    batch_size: of the whole batch, on all processes.
+    rows: those that this process reads of each batch; all if not given.
+  """
+  rows = np.arange(batch_size) if rows is None else rows
+  num_batches = (stop - start) // batch_size
+  positions = Positions(start=start, batch_size=batch_size, num_batches=num_batches, rows=rows)
+  indexed = IndexedSource(source, seed, positions)
   features = {
     name: seqio.Feature(vocab, add_eos=False, rank=len(spec.shape), dtype=spec.dtype)
     for name, spec in indexed.signature.items()
   }
   task = seqio.Task('training_examples', indexed, output_features=features, preprocessors=[])
   dataset = task.get_dataset(sequence_length=None, split='train', shuffle=False)
-  yield from dataset.batch(batch_size, drop_remainder=True).prefetch(2).as_numpy_iterator()
+  yield from dataset.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()

@@ -13,6 +13,7 @@ import numpy as np
 
 from instructretro_jax import manifest, stage
 from instructretro_jax.data import packages, vocabulary
+from instructretro_jax.hosts import Hosts
 from instructretro_jax.interop import huggingface
 from instructretro_jax.lazy_params import LazyParams
 from instructretro_jax.manifest import StageError
@@ -42,8 +43,8 @@ class ImportVocabulary(Stage):
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     kind, path = locate(self.source)
-    vocab = _take_vocabulary(folder, kind, path, self.tokenizer, self.eos_token)
-    return {'vocab_size': vocab.vocab_size}
+    _take_vocabulary(folder, kind, path, self.tokenizer, self.eos_token)
+    return {'vocab_size': vocabulary.load(folder).vocab_size}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,21 +65,25 @@ class ImportWeights(Stage):
   eos_token: str | None = None
 
   unlisted: ClassVar[frozenset[str]] = frozenset({'logs', 'checkpoints'})
+  on_all_hosts: ClassVar[bool] = True
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    hosts = Hosts.here()
     kind, path = locate(self.source)
     found, params = _open_weights(kind, path, self.model)
     config = self.model or found
     if wrong := decoder_differences(found.decoder, config.decoder):
       raise StageError(f'{self.source} is another decoder: {"; ".join(wrong)}')
-    vocab = _take_vocabulary(folder, kind, path, self.tokenizer, self.eos_token)
+    hosts.on_main(lambda: _take_vocabulary(folder, kind, path, self.tokenizer, self.eos_token))
+    vocab = vocabulary.load(folder)
     if vocab.vocab_size > config.decoder.vocab_size:
       raise StageError(
         f'the vocabulary has {vocab.vocab_size} ids, the model of {self.source} '
         f'{config.decoder.vocab_size}: this tokenizer is not its own'
       )
     record = {'vocabulary': vocabulary.fingerprint(vocab)}
-    shutil.rmtree(folder / 'checkpoints', ignore_errors=True)  # of a killed import
+    # of a killed import
+    hosts.on_main(lambda: shutil.rmtree(folder / 'checkpoints', ignore_errors=True))
     write_checkpoint(folder, config, params, record)
     return {
       'format': kind,
@@ -119,8 +124,8 @@ def _open_weights(
 
 def _take_vocabulary(
   folder: Path, kind: str, path: Path, tokenizer: str | None, eos_token: str | None
-) -> vocabulary.Vocabulary:
-  """Writes the vocabulary of a model into a folder and opens it."""
+) -> None:
+  """Writes the vocabulary of a model into a folder."""
   if tokenizer is not None:
     given = Path(tokenizer).expanduser()
     if not given.is_file():
@@ -143,7 +148,6 @@ def _take_vocabulary(
     raise StageError(
       f'{path} has no {huggingface.TOKENIZER_FILE}: give one (or a .model) as tokenizer'
     )
-  return vocabulary.load(folder)
 
 
 def import_alone(

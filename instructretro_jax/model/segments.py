@@ -7,13 +7,13 @@ axis (`decoder_9_to_47/layer_0/mlp/...`): what the training of deep models holds
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 from flax import traverse_util
 import jax.numpy as jnp
 
-from instructretro_jax.array_types import Array, Params
+from instructretro_jax.array_types import Params
 from instructretro_jax.model.config import RetroConfig
 
 _LONGEST_GROUP = 6  # layers
@@ -72,36 +72,43 @@ def _repeats(reads: list[bool], first: int) -> list[Segment]:
   return found
 
 
-def stack_layers(
-  params: Params, config: RetroConfig, stack: Callable[[list[Array]], Array] = jnp.stack
-) -> Params:
+def locate(path: str, config: RetroConfig) -> tuple[str, int | None]:
+  """Path and index under which `config` holds a parameter of a layer; no index if not stacked."""
+  layer, _, rest = path.partition('/')
+  if not layer.startswith('decoder_'):
+    return path, None
+  n = int(layer.removeprefix('decoder_'))
+  segment = [s for s in segments(config) if s.first <= n][-1]
+  if segment.count == 1:
+    return path, None
+  index, j = divmod(n - segment.first, len(segment.reads))
+  return f'decoder_{segment.key}/layer_{j}/{rest}', index
+
+
+def stack_layers(params: Params, config: RetroConfig) -> Params:
   """Parameters with one entry a layer, in the form that `config` has."""
+  held: dict[str, Any] = {}
   flat = traverse_util.flatten_dict(params, sep='/')
-  made = {path: x for path, x in flat.items() if not path.startswith('decoder_')}
-  for segment in segments(config):
-    length = len(segment.reads)
-    for j in range(length):
-      layers = [f'decoder_{segment.first + i * length + j}/' for i in range(segment.count)]
-      for path in [p for p in flat if p.startswith(layers[0])]:
-        rest = path.removeprefix(layers[0])
-        if segment.count == 1:
-          made[path] = flat[path]
-        else:
-          made[f'decoder_{segment.key}/layer_{j}/{rest}'] = stack([flat[x + rest] for x in layers])
-  return traverse_util.unflatten_dict(made, sep='/')
+  of_layer = {path: locate(path, config) for path in flat}
+  for path, (name, index) in sorted(of_layer.items(), key=lambda item: item[1][1] or 0):
+    if index is None:
+      held[name] = flat[path]
+    else:
+      held.setdefault(name, []).append(flat[path])
+  is_list = lambda x: isinstance(x, list)
+  stacked = {name: jnp.stack(x) if is_list(x) else x for name, x in held.items()}
+  return traverse_util.unflatten_dict(stacked, sep='/')
 
 
 def unstack_layers(params: Params, config: RetroConfig) -> Params:
   """The inverse of `stack_layers`."""
-  flat = traverse_util.flatten_dict(params, sep='/')
-  made = {path: x for path, x in flat.items() if not path.startswith('decoder_')}
-  for segment in segments(config):
-    for path in [p for p in flat if p.startswith(f'decoder_{segment.key}/')]:
-      if segment.count == 1:
-        made[path] = flat[path]
-        continue
-      layer, rest = path.split('/', 2)[1:]
-      j = int(layer.removeprefix('layer_'))
-      for i in range(segment.count):
-        made[f'decoder_{segment.first + i * len(segment.reads) + j}/{rest}'] = flat[path][i]
+  flat, made = traverse_util.flatten_dict(params, sep='/'), {}
+  layers = [locate(f'decoder_{n}/', config) for n in range(config.decoder.num_layers)]
+  for path, x in flat.items():
+    found = [(n, index) for n, (name, index) in enumerate(layers) if path.startswith(name)]
+    for n, index in found:
+      rest = path.removeprefix(layers[n][0])
+      made[f'decoder_{n}/{rest}'] = x if index is None else x[index]
+    if not found:
+      made[path] = x
   return traverse_util.unflatten_dict(made, sep='/')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 import hashlib
 import json
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from flax import traverse_util
 import jax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -16,12 +19,16 @@ from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
 from instructretro_jax.lazy_params import LazyArray, LazyParams
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
-from instructretro_jax.model.segments import one_by_one, unstack_layers
+from instructretro_jax.model.segments import locate, one_by_one, unstack_layers
 from instructretro_jax.train.step import TrainState
+
+_PIECE_BYTES = 1 << 30  # of an array spread over processes that one of them holds at a time
 
 
 class Checkpoints:
   """The checkpoints of one training run; each is complete or absent.
+
+  Every process of the run makes the same calls: each writes and reads what its devices hold.
 
   A checkpoint holds the state and a JSON record: the model's configuration, the vocabulary's
   fingerprint, and the seed of the data with the position after the last example seen.
@@ -56,12 +63,12 @@ def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]
   """Model configuration, parameters and record of a finished (or begun) training stage.
 
   Parameters are host arrays, whatever devices wrote them, with one entry a layer, even if layers
-  were scanned; the optimiser's state is not read.
+  were scanned; the optimiser's state is not read. Any process may call it alone.
 
   Raises StageError if the folder has no checkpoint.
   """
   step = _latest(stage_folder)
-  with ocp.PyTreeCheckpointer() as checkpointer:
+  with _open_alone() as checkpointer:
     whole = checkpointer.metadata(step / 'state').item_metadata.tree
     wanted = {name: whole[name] for name in ('trainable', 'frozen')}
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
@@ -74,12 +81,51 @@ def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]
   return one_by_one(config), params, record
 
 
+def restore_params(
+  stage_folder: Path, shardings: Mapping[str, NamedSharding]
+) -> dict[str, jax.Array]:
+  """The parameters at these paths, read straight to the devices of their shardings; no others.
+
+  Paths have one entry a layer; of scanned layers, whole stacks are read and taken apart. Every
+  process of the run must call it. Raises StageError if the folder has no checkpoint, or the
+  checkpoint lacks a path.
+  """
+  step, config = _latest(stage_folder), config_from_json(load_record(stage_folder)['model'])
+  held = {}
+  for path, sharding in shardings.items():
+    name, index = locate(path, config)
+    stacked = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+    held[name] = sharding if index is None else stacked
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    whole = checkpointer.metadata(step / 'state').item_metadata.tree
+    parts = {name: whole[name] or {} for name in ('trainable', 'frozen')}
+    if missing := sorted(held.keys() - parts['trainable'].keys() - parts['frozen'].keys()):
+      raise manifest.StageError(f'the checkpoint of {stage_folder} has no {missing[:4]}')
+    wanted = {
+      name: {path: x for path, x in part.items() if path in held} for name, part in parts.items()
+    }
+    place = lambda part: {path: ocp.ArrayRestoreArgs(sharding=held[path]) for path in part}
+    where = {name: place(part) for name, part in wanted.items()}
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=where, partial_restore=True)
+    tree = checkpointer.restore(step / 'state', args=args)
+  flat = {**tree['trainable'], **(tree['frozen'] or {})}
+
+  def pick(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    single = unstack_layers(traverse_util.unflatten_dict(flat, sep='/'), config)
+    flat = traverse_util.flatten_dict(single, sep='/')
+    return {path: flat[path] for path in shardings}
+
+  if one_by_one(config) == config:
+    return flat
+  return jax.jit(pick, out_shardings=dict(shardings))(flat)
+
+
 def param_shapes(stage_folder: Path) -> tuple[RetroConfig, dict[str, tuple[int, ...]]]:
   """What `load_params` would return: the model's configuration, and shapes of parameters by path.
 
   Raises StageError if the folder has no checkpoint.
   """
-  with ocp.StandardCheckpointer() as checkpointer:
+  with _open_alone() as checkpointer:
     tree = checkpointer.metadata(_latest(stage_folder) / 'state').item_metadata.tree
   flat = {**tree['trainable'], **(tree['frozen'] or {})}
   config = config_from_json(load_record(stage_folder)['model'])
@@ -93,6 +139,13 @@ def param_shapes(stage_folder: Path) -> tuple[RetroConfig, dict[str, tuple[int, 
 def load_record(stage_folder: Path) -> dict[str, Any]:
   """The record beside the latest checkpoint of a training stage."""
   return json.loads((_latest(stage_folder) / 'record' / 'metadata').read_text())
+
+
+def _open_alone() -> ocp.Checkpointer:
+  """A reader that does not wait for other processes."""
+  here = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+  return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=options)
 
 
 def _latest(stage_folder: Path) -> Path:
@@ -113,20 +166,27 @@ def config_from_json(content: dict[str, Any]) -> RetroConfig:
 
 
 def params_sha256(params: Params | LazyParams) -> str:
-  """Identifies parameters by path and bytes."""
+  """Identifies parameters by path and bytes; every process that holds a part must call it."""
   digest = hashlib.sha256()
   for path, x in sorted(traverse_util.flatten_dict(params, sep='/').items()):
     x = x.read() if isinstance(x, LazyArray) else x
-    digest.update(path.encode() + b'\0' + np.asarray(x).tobytes())
+    digest.update(path.encode() + b'\0')
+    for piece in _on_host(x):
+      digest.update(piece.tobytes())
   return digest.hexdigest()
+
+
+def _on_host(x: np.ndarray | jax.Array) -> Iterator[np.ndarray]:
+  """An array, whatever processes hold it: whole, or in slices along its first axis."""
+  if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+    yield np.asarray(x)
+    return
+  rows = max(1, _PIECE_BYTES // (x.nbytes // len(x)))
+  for start in range(0, len(x), rows):
+    piece = jax.lax.dynamic_slice_in_dim(x, start, min(rows, len(x) - start))
+    yield multihost_utils.process_allgather(piece, tiled=True)
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
   names = ('step', 'trainable', 'frozen', 'opt_state')
   return {name: getattr(state, name) for name in names}
-
-
-def abstract_like(state: TrainState) -> TrainState:
-  """Shapes, dtypes and shardings of a state, without its values."""
-  describe = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-  return jax.tree.map(describe, state)

@@ -10,7 +10,7 @@ from typing import Any
 
 from flax import traverse_util
 import jax
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -18,7 +18,7 @@ from instructretro_jax.lazy_params import LazyArray, LazyParams
 from instructretro_jax.manifest import StageError, to_json
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.sharding import MeshConfig, make_mesh, param_shardings
-from instructretro_jax.train.loop import init_params
+from instructretro_jax.train.state import init_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def write_checkpoint(
   """Writes STAGE_FOLDER/checkpoints/0 as training would have; `load_params` opens it.
 
   Host memory stays near the largest parameter: a parameter is read, placed, written, dropped. The
-  checkpoint appears whole or not at all.
+  checkpoint appears whole or not at all. Every process of the run makes the same call.
 
   Args:
     params: all parameters, or those of the decoder alone.
@@ -89,13 +89,12 @@ def write_checkpoint(
   """
   with_retrieval = any(path.startswith('encoder/') for path in params)
   abstract = jax.eval_shape(lambda: init_params(config, 0, with_retrieval))
-  shardings = traverse_util.flatten_dict(
-    param_shardings(abstract, mesh or make_mesh(MeshConfig())), sep='/'
-  )
+  mesh = mesh or make_mesh(MeshConfig())
+  shardings = traverse_util.flatten_dict(param_shardings(abstract, mesh), sep='/')
   _check(abstract, params)
   zero = LazyArray((), np.dtype(np.int32), lambda: np.zeros((), np.int32))
   state = {
-    'step': _Placed(zero, jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+    'step': _Placed(zero, NamedSharding(mesh, PartitionSpec())),
     'trainable': {path: _Placed(x, shardings[path]) for path, x in params.items()},
     'frozen': {},
     'opt_state': {},

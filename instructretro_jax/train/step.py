@@ -64,7 +64,8 @@ def make_train_step(
     num_targets = jnp.maximum(batch['loss_mask'].sum(), 1)
     loss, grads = jax.tree.map(lambda x: x / num_targets, sums)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)}
+    tokens = (batch['segments'] > 0).sum()  # of the whole batch, whoever read it
+    metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads), 'tokens': tokens}
     trainable = optax.apply_updates(state.trainable, updates)
     return dataclasses.replace(
       state, step=state.step + 1, trainable=trainable, opt_state=opt_state

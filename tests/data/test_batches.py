@@ -31,11 +31,11 @@ class Table:
 
 
 def test_order_is_a_function_of_seed_and_position():
-  whole = example_ids(5, 10, 0, 40)
+  whole = example_ids(5, 10, np.arange(40))
   assert [sorted(whole[i : i + 10]) for i in range(0, 40, 10)] == [list(range(10))] * 4
-  np.testing.assert_array_equal(example_ids(5, 10, 17, 23), whole[17:23])
+  np.testing.assert_array_equal(example_ids(5, 10, np.arange(17, 23)), whole[17:23])
   assert (whole[:10] != whole[10:20]).any()
-  assert (example_ids(6, 10, 0, 40) != whole).any()
+  assert (example_ids(6, 10, np.arange(40)) != whole).any()
 
 
 def test_targets_stay_inside_documents():

@@ -22,7 +22,7 @@ from instructretro_jax.interop.megatron_layout import CORE, LEGACY
 from instructretro_jax.manifest import StageError
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.train import checkpoint, imported
-from instructretro_jax.train.loop import init_params
+from instructretro_jax.train.state import init_params
 from tests.interop import oracles
 
 RELEASED = DecoderConfig(

@@ -12,7 +12,7 @@ from instructretro_jax.interop import megatron, megatron_files
 from instructretro_jax.interop.megatron_layout import CORE
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.train.loop import init_params
+from instructretro_jax.train.state import init_params
 from tests.interop import oracles
 from tests.reference.megatron import Megatron
 

@@ -12,7 +12,7 @@ import pytest
 
 from instructretro_jax import gin_adapter
 from instructretro_jax.model.config import RetroConfig
-from instructretro_jax.train.loop import init_params
+from instructretro_jax.train.state import init_params
 
 MODELS = Path(__file__).resolve().parents[2] / 'gin' / 'models'
 

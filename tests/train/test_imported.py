@@ -15,7 +15,7 @@ from instructretro_jax.manifest import StageError
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.sharding import MeshConfig, make_mesh
 from instructretro_jax.train import checkpoint, imported
-from instructretro_jax.train.loop import init_params
+from instructretro_jax.train.state import init_params
 
 CONFIG = RetroConfig(
   decoder=DecoderConfig(vocab_size=64, num_layers=6, width=512, num_heads=8, ff_width=2048),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -57,7 +58,7 @@ def root(tmp_path, monkeypatch):
   seen = tmp_path / 'seen'
 
   def batches(source, vocab, **kwargs):
-    ids = example_ids(kwargs['seed'], len(source), kwargs['start'], kwargs['stop'])
+    ids = example_ids(kwargs['seed'], len(source), np.arange(kwargs['start'], kwargs['stop']))
     seen.write_text(json.dumps(ids.tolist()))
     size = kwargs['batch_size']
     for start in range(0, len(ids), size):
@@ -132,7 +133,7 @@ def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, mon
     def run(state, batch):
       state, metrics = step(state, batch)
       bad = state.step >= 4
-      return state, metrics | {'loss': loop.jnp.where(bad, np.nan, metrics['loss'])}
+      return state, metrics | {'loss': jnp.where(bad, np.nan, metrics['loss'])}
 
     return run
 

@@ -48,6 +48,6 @@ def test_microbatches_are_split_over_a_mesh():
   expected = one_step(2, batch)[1]
   mesh = make_mesh(MeshConfig(data=4), jax.devices()[:4])
   with jax.set_mesh(mesh):
-    found = one_step(2, put_batch(batch, mesh))[1]
+    found = one_step(2, put_batch(batch, mesh, 8))[1]
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
   jax.tree.map(close, found, expected)

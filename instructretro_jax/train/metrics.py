@@ -1,0 +1,102 @@
+"""What training says of itself: metrics.jsonl, TensorBoard and a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import json
+import math
+from pathlib import Path
+import time
+
+from clu import metric_writers
+import optax
+import tqdm
+
+from instructretro_jax import manifest
+from instructretro_jax.array_types import Array
+
+
+class TrainLog:
+  """Metrics of an arm, one step behind the device. Every process reads them, process 0 writes.
+
+  Args:
+    folder: logs of the arm; rows of steps after `first_step` are dropped.
+    rates: the learning rate by step.
+    is_writer: whether this process writes.
+  """
+
+  def __init__(
+    self,
+    folder: Path,
+    name: str,
+    *,
+    first_step: int,
+    num_steps: int,
+    rates: optax.Schedule,
+    is_writer: bool = True,
+  ):
+    self._folder, self._name, self._rates, self._is_writer = folder, name, rates, is_writer
+    self._pending: tuple[int, Mapping[str, Array]] | None = None
+    self._clock = time.monotonic()
+    self.last_good = first_step  # of a checkpoint; 0 where there is none
+    if is_writer:
+      folder.mkdir(parents=True, exist_ok=True)
+      self._drop_after(first_step)
+      self._writer = metric_writers.SummaryWriter(str(folder / 'tensorboard'))
+      self._bar = tqdm.tqdm(
+        total=num_steps, initial=first_step, desc=name, unit='step', mininterval=2
+      )
+
+  def add(self, step: int, metrics: Mapping[str, Array]) -> None:
+    """Notes a dispatched step and writes the one before it.
+
+    Raises StageError, on every process, if the loss of that one is not finite.
+    """
+    self._write()
+    self._pending = (step, metrics)
+
+  def flush(self) -> None:
+    """Writes the last step; a checkpoint may then name it good."""
+    self._write()
+    self._pending = None
+
+  def close(self) -> None:
+    if self._is_writer:
+      self._bar.close()
+      self._writer.close()
+
+  @property
+  def _path(self) -> Path:
+    return self._folder / 'metrics.jsonl'
+
+  def _drop_after(self, step: int) -> None:
+    if self._path.exists():
+      rows = [line for line in self._path.read_text().splitlines() if line.endswith('}')]
+      kept = [line for line in rows if json.loads(line)['step'] <= step]
+      manifest.write_text(self._path, ''.join(line + '\n' for line in kept))
+
+  def _write(self) -> None:
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    values = {name: float(x) for name, x in metrics.items()}
+    if not math.isfinite(values['loss']):
+      good = f'step {self.last_good}' if self.last_good else 'none'
+      raise manifest.StageError(
+        f'{self._name}: the loss of step {step} is {values["loss"]}. Last good checkpoint: {good}, '
+        f'in {self._folder.parent / "checkpoints"}. Lower the learning rate and train again '
+        f'with --rebuild={self._name}.'
+      )
+    if not self._is_writer:
+      return
+    now = time.monotonic()
+    values['learning_rate'] = float(self._rates(step - 1))
+    values['tokens_per_s'] = round(values.pop('tokens') / max(1e-9, now - self._clock), 1)
+    self._clock = now
+    with self._path.open('a') as file:
+      file.write(json.dumps({'step': step, **values}) + '\n')
+    self._writer.write_scalars(step, values)
+    self._bar.update(1)
+    self._bar.set_postfix(
+      loss=f'{values["loss"]:.3f}', tokens_per_s=f'{values["tokens_per_s"]:.0f}', refresh=False
+    )

@@ -1,0 +1,83 @@
+"""The state of training before its first step: what it will be, and made where it belongs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import optax
+
+from instructretro_jax.array_types import Params
+from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.retro import Retro
+from instructretro_jax.sharding import param_shardings
+from instructretro_jax.train.optimizer import OptimizerConfig, make_optimizer, split_trainable
+from instructretro_jax.train.step import TrainState
+
+
+def init_params(config: RetroConfig, seed: int, with_retrieval: bool) -> Params:
+  """Fresh parameters, boxed with their logical axes; the decoder's alone without retrieval."""
+  tokens = jnp.zeros((1, config.chunk_len), jnp.int32)
+  neighbours = jnp.zeros((1, 1, 1, 2 * config.chunk_len), jnp.int32)
+  model, key = Retro(config), jax.random.key(seed)
+  if not with_retrieval:
+    return model.init(key, tokens, gate=0)['params']
+  mask = jnp.ones(neighbours.shape, bool)
+  return model.init(key, tokens, jnp.ones_like(tokens), neighbours, mask)['params']
+
+
+def abstract_params(config: RetroConfig, with_retrieval: bool, mesh: Mesh) -> Params:
+  """Shapes, dtypes and shardings of the parameters on a mesh, which may be abstract."""
+  boxed = jax.eval_shape(lambda: init_params(config, 0, with_retrieval))
+  place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.tree.map(place, nn.unbox(boxed), param_shardings(boxed, mesh))
+
+
+def fresh_params(config: RetroConfig, seed: int, abstract: Params) -> Params:
+  """Parameters drawn from the seed, each on the devices that `abstract_params` gives it."""
+  with_retrieval = 'encoder' in abstract
+  init = lambda: nn.unbox(init_params(config, seed, with_retrieval))
+  return jax.jit(init, out_shardings=shardings_of(abstract))()
+
+
+def abstract_state(
+  params: Params, config: OptimizerConfig, num_steps: int
+) -> tuple[TrainState, optax.GradientTransformation]:
+  """Shapes, dtypes and shardings of the state with these abstract parameters, and its optimiser.
+
+  Moments lie as their parameters do; counters are whole on every device.
+  """
+  trainable, frozen = split_trainable(params, config.group_rates)
+  optimizer = make_optimizer(config, num_steps, trainable)
+  mesh = next(iter(trainable.values())).sharding.mesh
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+  like = lambda x, param: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=param.sharding)
+  opt_state = optax.tree_utils.tree_map_params(
+    optimizer, like, jax.eval_shape(optimizer.init, trainable), trainable,
+    transform_non_params=whole,
+  )  # fmt: skip
+  step = whole(jax.ShapeDtypeStruct((), jnp.int32))
+  return TrainState(step, trainable, frozen, opt_state), optimizer
+
+
+def first_state(
+  params: Params, optimizer: optax.GradientTransformation, abstract: TrainState
+) -> TrainState:
+  """The state at step 0, with these parameters, on the devices that `abstract` says."""
+  flat = traverse_util.flatten_dict(params, sep='/')
+  trainable = {path: flat[path] for path in abstract.trainable}
+  frozen = {path: flat[path] for path in abstract.frozen}
+  init = lambda trainable: (jnp.zeros((), jnp.int32), optimizer.init(trainable))
+  shardings = shardings_of((abstract.step, abstract.opt_state))
+  step, opt_state = jax.jit(init, out_shardings=shardings)(trainable)
+  return TrainState(step, trainable, frozen, opt_state)
+
+
+def shardings_of(abstract: Any) -> Any:
+  """The sharding of every array of a tree."""
+  return jax.tree.map(lambda x: x.sharding, abstract)

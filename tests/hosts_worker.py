@@ -1,0 +1,74 @@
+"""One process of two: a pipeline in which process 0 alone builds, and what each process finds.
+
+python tests/hosts_worker.py PORT INDEX ROOT
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+import sys
+import time
+from typing import ClassVar
+
+from instructretro_jax import hosts, manifest, pipeline
+from instructretro_jax.stage import Stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alone(Stage):
+  """Built by process 0: `index` is who calls, and the others must not see it half done."""
+
+  index: ClassVar[int]
+
+  def build(self, root, folder):
+    time.sleep(1)
+    manifest.write_text(folder / 'built_by', str(Alone.index))
+    return {'index': Alone.index}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Together(Stage):
+  """Built by all processes; each leaves a file, which only a test would do."""
+
+  on_all_hosts: ClassVar[bool] = True
+
+  def reads(self):
+    return ('alone',)
+
+  def build(self, root, folder):
+    built_by = (root / 'alone' / 'built_by').read_text()
+    manifest.write_text(folder / 'logs' / str(Alone.index), built_by)
+    return {'devices': hosts.Hosts.here().count}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Broken(Stage):
+  """Fails on process 0, which alone builds it."""
+
+  def build(self, root, folder):
+    raise manifest.StageError('the disk is full')
+
+
+def main(port: str, index: str, root: str) -> None:
+  here = hosts.join(f'localhost:{port}', 2, int(index))
+  Alone.index = here.index
+  folder, said = Path(root), []
+  experiment = pipeline.Experiment((Alone(name='alone'), Together(name='together')))
+  pipeline.run(experiment, folder, say=said.append, hosts=here)
+  pipeline.run(experiment, folder, say=said.append, hosts=here)
+  value = here.on_main(lambda: {'from': here.index, 'text': 'x' * 3000})
+  failures = []
+  for failing in (lambda: 1 / 0, lambda: {1, 2}):
+    try:
+      here.on_main(failing)
+    except (manifest.StageError, ZeroDivisionError, TypeError) as error:
+      failures.append(f'{type(error).__name__}: {error}')
+  try:
+    pipeline.run(pipeline.Experiment((Broken(name='broken'),)), folder, say=said.append, hosts=here)
+  except manifest.StageError as error:
+    failures.append(str(error))
+  print(json.dumps({'value': value, 'said': said, 'failures': failures}))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
