@@ -9,15 +9,18 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
 Axes = Sequence[str | None]  # logical names of the axes of an array; None is never split
 
-# logical name -> mesh axes that may split it; parameters first, then batches
+_ONE_DEVICE = AbstractMesh((1, 1, 1), MESH_AXES)
+
+# logical name -> mesh axes that split it; parameters first, then activations
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+  ('layers', None),  # of a stack that is scanned
   ('vocab', 'tensor'),
   ('heads', 'tensor'),
   ('kv_heads', 'tensor'),
@@ -27,8 +30,16 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
   ('norm', None),
   ('offset', None),
   ('positions', None),
-  ('layers', None),  # of a scan
   ('batch', ('data', 'fsdp')),
+  ('act_length', None),
+  ('act_chunks', None),  # of a sequence
+  ('act_neighbours', None),  # of a chunk
+  ('act_embed', None),
+  ('act_heads', 'tensor'),
+  ('act_kv_heads', 'tensor'),
+  ('act_head', None),
+  ('act_mlp', 'tensor'),
+  ('act_vocab', 'tensor'),
 )
 
 
@@ -55,12 +66,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
-def to_spec(axes: Axes, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def to_spec(axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
   """Where an array of these logical axes goes; an axis that does not divide evenly is whole.
 
-  Raises KeyError for a logical name that the table does not have.
+  Raises ValueError for a logical name that the table does not have.
   """
   rules = dict(RULES)
+  if unknown := [name for name in axes if name is not None and name not in rules]:
+    raise ValueError(f'{unknown} of {tuple(axes)} are no logical axes; RULES has {sorted(rules)}')
   spec = []
   for name, size in zip(axes, shape, strict=True):
     target = rules[name] if name is not None else None
@@ -70,7 +83,19 @@ def to_spec(axes: Axes, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
   return PartitionSpec(*spec)
 
 
-def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """`x` with its axes, named by meaning, laid out over the mesh that is set.
+
+  Without a mesh, or on one device, it is `x` itself, but the names are checked all the same.
+
+  Raises ValueError for an unknown name, or if there are not as many names as axes.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  spec = to_spec(axes, x.shape, mesh if mesh.size > 1 else _ONE_DEVICE)
+  return jax.lax.with_sharding_constraint(x, spec) if mesh.size > 1 else x
+
+
+def param_shardings(abstract_params: Any, mesh: Mesh | AbstractMesh) -> Any:
   """Shardings of parameters as a model's abstract init gives them, boxed with logical names."""
 
   def place(box: nn.LogicallyPartitioned) -> NamedSharding:
@@ -100,7 +125,7 @@ def over_shards(
     for axes, x in zip(in_axes, arguments, strict=True):
       specs.append(PartitionSpec() if x is None else to_spec(axes, x.shape, mesh))
       split |= {} if x is None else dict(zip(axes, specs[-1]))
-    if ('kv_heads' in split) and split['kv_heads'] != split['heads']:
+    if split.get('act_kv_heads') != split.get('act_heads'):
       raise ValueError(
         f'the key/value heads do not divide over the {mesh.shape["tensor"]} parts of the mesh axis '
         "tensor: make it smaller, or attention = 'dot_product'"

@@ -93,7 +93,7 @@ def assert_same_run(one: Path, other: Path) -> None:
   for arm in ARMS:
     for name in ('step', 'loss', 'grad_norm'):
       curves = [[row[name] for row in metrics(root, arm)] for root in (one, other)]
-      np.testing.assert_allclose(*curves, rtol=1e-5, err_msg=f'{arm} {name}')
+      np.testing.assert_allclose(*curves, rtol=1e-6, err_msg=f'{arm} {name}')
     trees = [load_params(root / arm)[1] for root in (one, other)]
     flat = [dict(_flat(tree)) for tree in trees]
     assert flat[0].keys() == flat[1].keys()

@@ -12,6 +12,7 @@ from instructretro_jax.model.cross_attention import ChunkedCrossAttention, Encod
 from instructretro_jax.model.layers import FeedForward, Norm
 from instructretro_jax.model.remat import rematerialised
 from instructretro_jax.model.segments import Segment
+from instructretro_jax.sharding import constrain
 
 
 class SelfAttention(nn.Module):
@@ -81,7 +82,7 @@ class DecoderLayer(nn.Module):
     if encoded is not None:
       h_BLD = self.cross_attention.normalize(x_BLD)
       x_BLD += gate_B11 * self.cross_attention(h_BLD, encoded)
-    return x_BLD + self.mlp(x_BLD)
+    return constrain(x_BLD + self.mlp(x_BLD), 'batch', 'act_length', 'act_embed')
 
 
 class LayerGroup(nn.Module):

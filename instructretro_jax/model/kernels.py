@@ -117,6 +117,6 @@ def attend_by_splash(
 
     return jax.vmap(of_row)(q_BLHA, k_BLGA, v_BLGA, segments_BL)
 
-  heads, kv_heads = ('batch', None, 'heads', None), ('batch', None, 'kv_heads', None)
+  heads, kv_heads = ('batch', None, 'act_heads', None), ('batch', None, 'act_kv_heads', None)
   mapped = sharding.over_shards(of_shard, (heads, kv_heads, kv_heads, ('batch', None)), heads)
   return mapped(q_BLHA * q_BLHA.shape[-1] ** -0.5, k_BLGA, v_BLGA, segments_BL)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.config import DecoderConfig
+from instructretro_jax.sharding import constrain
 
 
 def _gelu_tanh(x: Array) -> Array:
@@ -137,4 +138,4 @@ class Embedding(nn.Module):
         if length > c.max_len:
           raise ValueError(f'{length} tokens do not fit {c.max_len} learned positions (max_len)')
       x_BTD += jnp.take(self.positions, positions_BT, axis=0).astype(c.dtype)
-    return x_BTD
+    return constrain(x_BTD, 'batch', 'act_length', 'act_embed')

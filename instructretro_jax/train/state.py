@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 import optax
 
 from instructretro_jax.array_types import Params
@@ -30,7 +30,7 @@ def init_params(config: RetroConfig, seed: int, with_retrieval: bool) -> Params:
   return model.init(key, tokens, jnp.ones_like(tokens), neighbours, mask)['params']
 
 
-def abstract_params(config: RetroConfig, with_retrieval: bool, mesh: Mesh) -> Params:
+def abstract_params(config: RetroConfig, with_retrieval: bool, mesh: Mesh | AbstractMesh) -> Params:
   """Shapes, dtypes and shardings of the parameters on a mesh, which may be abstract."""
   boxed = jax.eval_shape(lambda: init_params(config, 0, with_retrieval))
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
