@@ -19,6 +19,7 @@ from instructretro_jax.data.tasks import InstructionTuning, LanguageModel
 from instructretro_jax.inference.cache import Cache, compile_step, prefill
 from instructretro_jax.model import flops
 from instructretro_jax.model.retro import Retro, is_open
+from instructretro_jax.model.segments import one_by_one
 from instructretro_jax.pipeline import Experiment
 from instructretro_jax.sharding import param_shardings, to_spec
 from instructretro_jax.train.loop import Train, init_params
@@ -100,7 +101,7 @@ def _train_step(arm: Train, mesh: Mesh, batch_size: int) -> Step:
   boxed = jax.eval_shape(lambda: init_params(arm.model, arm.seed, open_ or arm.keep_retro))
   state, optimizer = abstract_state(boxed, arm.optimizer, arm.num_steps, mesh)
   function = jax.jit(
-    make_train_step(Retro(arm.model), optimizer, arm.gate),
+    make_train_step(Retro(arm.model), optimizer, arm.gate, arm.num_microbatches),
     donate_argnums=0,
     out_shardings=(jax.tree.map(lambda x: x.sharding, state), NamedSharding(mesh, PartitionSpec())),
   )
@@ -126,8 +127,9 @@ def _train_step(arm: Train, mesh: Mesh, batch_size: int) -> Step:
 def _decode_step(arm: Train, mesh: Mesh, batch_size: int) -> Step:
   """One token a row, with a cache as long as the sequences that the arm is trained on."""
   open_, max_len = is_open(arm.gate), arm.task.seq_len
-  model = Retro(arm.model)
-  boxed = jax.eval_shape(lambda: init_params(arm.model, arm.seed, open_))
+  config = one_by_one(arm.model)
+  model = Retro(config)
+  boxed = jax.eval_shape(lambda: init_params(config, arm.seed, open_))
   params = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     nn.unbox(boxed),
