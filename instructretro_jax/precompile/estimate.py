@@ -130,7 +130,8 @@ def compile_or_size(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | 
 
 def asked_bytes(message: str) -> int | None:
   """Bytes of HBM that a step asked for, from the compiler's refusal; None if it is about else."""
-  found = re.search(r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm', message)
+  used = re.search(r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm', message)
+  found = used or re.search(r'HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds', message)
   return int(float(found.group(1)) * _UNITS[found.group(2)]) if found else None
 
 

@@ -1,4 +1,4 @@
-"""FLOPs of attention kernels, which the compiler does not see into: read from their shapes."""
+"""FLOPs of attention kernels, which the compiler does not count: stated, or from their shapes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ def name_of(instruction: hlo.Instruction) -> str | None:
 
 
 def attention_flops(instruction: hlo.Instruction, computation: hlo.Computation) -> float | None:
-  """FLOPs of one call of a Splash or cuDNN attention kernel; None for other kernels.
+  """FLOPs of one call of an attention kernel; None for other kernels.
 
-  Splash skips blocks of a causal mask, so they are counted by block; cuDNN's are counted by half.
+  Some say themselves, as does the one that the TPU compiler makes of attention over short
+  sequences. Splash skips blocks of a causal mask, so they are counted by block; cuDNN's by half.
   """
   given = [computation[name].arrays[0] for name in instruction.operands if name in computation]
   wide = [
     array for array in given if len(array.sizes) >= 3 and array.dtype in ('bf16', 'f16', 'f32')
   ]
   name = name_of(instruction)
+  if said := re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes):
+    return float(said.group(1))
   if name.startswith('splash_'):
     query, key = wide[:2]
     share = _visited_share(given)

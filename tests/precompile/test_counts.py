@@ -104,6 +104,9 @@ def test_attention_kernels_by_their_blocks():
   assert count(*inputs, apart).kernel_flops == 4 * product * 10 / 16
   unmasked = apart.replace('%table, %table, ', '')
   assert count(*inputs, unmasked).kernel_flops == 4 * product
+  said = ', backend_config={"custom_call_config":{"cost_estimate":{"flops":"99","bytes":"3"}}}'
+  own = count(*inputs, f'%name.8 = {array} {call}, custom_call_target="tpu_custom_call"{said}')
+  assert own.kernel_flops == 99 and own.unknown_kernels == ()
   other = count(*inputs, f'%my_kernel.2 = {array} {call}{config}')
   assert other.unknown_kernels == ('my_kernel',) and other.kernel_flops == 0
 
