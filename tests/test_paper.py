@@ -14,7 +14,7 @@ from instructretro_jax.precompile import topology
 from instructretro_jax.sharding import MeshConfig, make_mesh
 from instructretro_jax.train import loop
 from instructretro_jax.train.optimizer import schedule
-from instructretro_jax.train.state import abstract_state
+from instructretro_jax.train.state import abstract_params, abstract_state
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / 'experiments' / 'paper'
@@ -42,15 +42,14 @@ def arms_of(path):
 
 
 @functools.cache
-def abstract_params(model, with_retrieval):
-  return jax.eval_shape(lambda: loop.init_params(model, 0, with_retrieval))
+def params_of(model, with_retrieval):
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  return abstract_params(model, with_retrieval, mesh)
 
 
 @functools.cache
-def state_of(arm_model, optimizer, num_steps, with_retrieval):
-  mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-  boxed = abstract_params(arm_model, with_retrieval)
-  return abstract_state(boxed, optimizer, num_steps, mesh)[0]
+def state_of(model, optimizer, num_steps, with_retrieval):
+  return abstract_state(params_of(model, with_retrieval), optimizer, num_steps)[0]
 
 
 def test_every_size_has_every_phase():

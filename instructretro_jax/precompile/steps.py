@@ -8,7 +8,6 @@ import functools
 import re
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -21,9 +20,9 @@ from instructretro_jax.model import flops
 from instructretro_jax.model.retro import Retro, is_open
 from instructretro_jax.model.segments import one_by_one
 from instructretro_jax.pipeline import Experiment
-from instructretro_jax.sharding import param_shardings, to_spec
-from instructretro_jax.train.loop import Train, init_params
-from instructretro_jax.train.state import abstract_state
+from instructretro_jax.sharding import batch_sharding, to_spec
+from instructretro_jax.train.loop import Train
+from instructretro_jax.train.state import abstract_params, abstract_state, shardings_of
 from instructretro_jax.train.step import make_train_step
 
 STEPS = ('train', 'decode', 'instruct')
@@ -90,20 +89,18 @@ def abstract_batch(arm: Train, mesh: Mesh, batch_size: int) -> dict[str, jax.Sha
   if isinstance(arm.task, LanguageModel) and arm.task.neighbours:
     neighbours = (L // C, arm.task.num_neighbours, 2 * C)
     shapes |= {'neighbours': (neighbours, jnp.int32), 'neighbour_mask': (neighbours, jnp.bool_)}
-  return {
-    name: _placed((batch_size, *shape), dtype, mesh, ('batch',))
-    for name, (shape, dtype) in shapes.items()
-  }
+  place = lambda shape, dtype: _of_batch((batch_size, *shape), dtype, mesh)
+  return {name: place(*shape_and_dtype) for name, shape_and_dtype in shapes.items()}
 
 
 def _train_step(arm: Train, mesh: Mesh, batch_size: int) -> Step:
   open_ = is_open(arm.gate)
-  boxed = jax.eval_shape(lambda: init_params(arm.model, arm.seed, open_ or arm.keep_retro))
-  state, optimizer = abstract_state(boxed, arm.optimizer, arm.num_steps, mesh)
+  params = abstract_params(arm.model, open_ or arm.keep_retro, mesh)
+  state, optimizer = abstract_state(params, arm.optimizer, arm.num_steps)
   function = jax.jit(
     make_train_step(Retro(arm.model), optimizer, arm.gate, arm.num_microbatches),
     donate_argnums=0,
-    out_shardings=(jax.tree.map(lambda x: x.sharding, state), NamedSharding(mesh, PartitionSpec())),
+    out_shardings=(shardings_of(state), None),
   )
   count = functools.partial(
     flops.train_step_flops,
@@ -129,14 +126,9 @@ def _decode_step(arm: Train, mesh: Mesh, batch_size: int) -> Step:
   open_, max_len = is_open(arm.gate), arm.task.seq_len
   config = one_by_one(arm.model)
   model = Retro(config)
-  boxed = jax.eval_shape(lambda: init_params(config, arm.seed, open_))
-  params = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    nn.unbox(boxed),
-    param_shardings(boxed, mesh),
-  )
+  params = abstract_params(config, open_, mesh)
   cache = _abstract_cache(model, params, mesh, batch_size, max_len, arm)
-  tokens = _placed((batch_size,), jnp.int32, mesh, ('batch',))
+  tokens = _of_batch((batch_size,), jnp.int32, mesh)
   count = flops.decode_step_flops(
     arm.model,
     batch_size=batch_size,
@@ -174,20 +166,18 @@ def _abstract_cache(
   )
 
   def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    # keys and values, [B, U, G, A], are the only arrays of four axes
-    axes = ('batch', None, 'kv_heads', None) if len(x.shape) == 4 else ('batch',)
-    return _placed(x.shape, x.dtype, mesh, axes if x.shape else ())
+    if len(x.shape) == 4:  # keys and values, [B, U, G, A], are the only such arrays
+      spec = to_spec(('batch', None, 'kv_heads', None), x.shape, mesh)
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+    return _of_batch(x.shape, x.dtype, mesh)
 
   return jax.tree.map(place, cache)
 
 
-def _placed(
-  shape: tuple[int, ...], dtype: Any, mesh: Mesh, axes: tuple[str | None, ...]
-) -> jax.ShapeDtypeStruct:
-  axes = (*axes, *(None,) * (len(shape) - len(axes)))
-  return jax.ShapeDtypeStruct(
-    shape, dtype, sharding=NamedSharding(mesh, to_spec(axes, shape, mesh))
-  )
+def _of_batch(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
+  """An array with a row for each sequence, or a scalar."""
+  sharding = batch_sharding(shape, mesh) if shape else NamedSharding(mesh, PartitionSpec())
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 def _size(tree: Any) -> int:

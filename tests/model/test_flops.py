@@ -10,8 +10,8 @@ from instructretro_jax.model import flops
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.precompile import counts
-from instructretro_jax.train.loop import init_params
 from instructretro_jax.train.optimizer import OptimizerConfig, make_optimizer, split_trainable
+from instructretro_jax.train.state import init_params
 from instructretro_jax.train.step import TrainState, make_train_step
 
 DECODER = DecoderConfig(

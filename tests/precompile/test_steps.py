@@ -16,6 +16,7 @@ from instructretro_jax.precompile import estimate, steps, topology
 from instructretro_jax.sharding import MeshConfig, make_mesh
 from instructretro_jax.train import loop
 from instructretro_jax.train.optimizer import OptimizerConfig
+from instructretro_jax.train.state import abstract_state, first_state
 
 C = 8
 MODEL = RetroConfig(
@@ -56,9 +57,10 @@ def figures(arm, step='train'):
 def test_the_abstract_state_is_that_of_training(tmp_path):
   fit = arm('fit', optimizer=OptimizerConfig(learning_rate=1e-3, group_rates=(('norm', 0.0),)))
   mesh = mesh_of(fit)
-  with jax.set_mesh(mesh):
-    state, _ = fit._first_state(tmp_path, mesh, {})
   abstract = steps.make_step(fit, 'train', mesh).arguments[0]
+  with jax.set_mesh(mesh):
+    params = fit._first_params(tmp_path, mesh, {})
+    state = first_state(params, abstract_state(params, fit.optimizer, 4)[1], abstract)
   describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert describe(abstract) == describe(state)
   same = lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim)
