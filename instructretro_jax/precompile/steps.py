@@ -167,7 +167,7 @@ def _abstract_cache(
 
   def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     if len(x.shape) == 4:  # keys and values, [B, U, G, A], are the only such arrays
-      spec = to_spec(('batch', None, 'kv_heads', None), x.shape, mesh)
+      spec = to_spec(('batch', None, 'act_kv_heads', None), x.shape, mesh)
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
     return _of_batch(x.shape, x.dtype, mesh)
 
