@@ -16,6 +16,8 @@ from instructretro_jax.array_types import Params
 class OptimizerConfig:
   """AdamW (Loshchilov & Hutter 2019), clipped, with linear warm-up and cosine decay.
 
+  A `final_share` of 1 keeps the rate constant.
+
   Attributes:
     group_rates: (pattern, multiplier) pairs; the first pattern found in the path of a parameter
       multiplies its learning rate. 0 freezes it: no gradient, no moments, no decay. A parameter
@@ -24,7 +26,8 @@ class OptimizerConfig:
 
   learning_rate: float
   final_share: float = 0.1  # of the learning rate, at the last step
-  warmup_share: float = 0.05  # of the steps
+  warmup_share: float = 0.05  # of the steps; 0 begins at the full rate
+  decay_share: float = 1.0  # of the steps, warm-up included; behind it, the final rate
   b1: float = 0.9
   b2: float = 0.95
   weight_decay: float = 0.1  # not of norms, biases and embeddings
@@ -56,11 +59,12 @@ def join_params(trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -
 
 def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
   """Learning rate by step."""
+  warmup_steps = max(1, round(config.warmup_share * num_steps)) if config.warmup_share else 0
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
     peak_value=config.learning_rate,
-    warmup_steps=max(1, round(config.warmup_share * num_steps)),
-    decay_steps=max(2, num_steps),
+    warmup_steps=warmup_steps,
+    decay_steps=max(warmup_steps + 1, round(config.decay_share * num_steps)),
     end_value=config.final_share * config.learning_rate,
   )
 

@@ -47,7 +47,7 @@ def test_rates_scale_updates_and_norms_do_not_decay():
   optimizer = make_optimizer(config, 10, trainable)
   state = optimizer.init(trainable)
   zeros = jax.tree.map(jnp.zeros_like, trainable)
-  for _ in range(2):  # the first step is at rate 0
+  for _ in range(2):
     updates, state = optimizer.update(zeros, state, trainable)
   updated = optax.apply_updates(trainable, updates)
   np.testing.assert_array_equal(
@@ -92,3 +92,12 @@ def test_schedule_ends_at_its_share():
 def test_freezing_everything_is_refused():
   with pytest.raises(ValueError, match='freeze every parameter'):
     split_trainable(PARAMS, (('', 0.0),))
+
+
+def test_schedule_may_end_early_and_begin_at_once():
+  config = OptimizerConfig(learning_rate=1.0, warmup_share=0.0, decay_share=0.5)
+  rate = schedule(config, 100)
+  assert float(rate(0)) == 1 and float(rate(25)) == pytest.approx(0.55)
+  assert float(rate(50)) == float(rate(100)) == pytest.approx(0.1)
+  constant = schedule(OptimizerConfig(learning_rate=1.0, warmup_share=0.0, final_share=1.0), 100)
+  assert {float(constant(n)) for n in (0, 1, 50, 100)} == {1.0}
