@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -157,3 +158,15 @@ def put_batch(batch: Any, mesh: Mesh, batch_size: int) -> Any:
     return jax.make_array_from_process_local_data(batch_sharding(shape, mesh), x, shape)
 
   return jax.tree.map(place, batch)
+
+
+def put_batches(
+  batches: Iterable[Any], mesh: Mesh, batch_size: int, ahead: int = 2
+) -> Iterator[Any]:
+  """`put_batch` of each; `ahead` of them are on their way while one is being used."""
+  begun: collections.deque[Any] = collections.deque()
+  for batch in batches:
+    begun.append(put_batch(batch, mesh, batch_size))
+    if len(begun) > ahead:
+      yield begun.popleft()
+  yield from begun

@@ -73,16 +73,16 @@ def test_own_text_runs_whole_and_a_killed_run_ends_the_same(tmp_path, tiny_docum
   pipeline.run(experiment, tmp_path / 'whole')
   whole = numbers(tmp_path / 'whole')
   assert sum(sha is not None for sha in whole[0].values()) == 6
-  # dies at the third batch of every arm once, past the checkpoint of step 2
-  put, seen = loop.put_batch, []
+  # dies at the third step of every arm once, past the checkpoint of step 2
+  add, seen = loop.TrainLog.add, []
 
-  def put_or_die(*args):
+  def add_or_die(*args):
     seen.append(1)
     if len(seen) % 5 == 3:
       raise Killed
-    return put(*args)
+    add(*args)
 
-  monkeypatch.setattr(loop, 'put_batch', put_or_die)
+  monkeypatch.setattr(loop.TrainLog, 'add', add_or_die)
   arms = [type(s) is loop.Train for s in experiment.stages]
   for _ in range(4 * sum(arms)):
     try:

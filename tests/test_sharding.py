@@ -107,6 +107,9 @@ def test_a_process_reads_the_rows_that_its_devices_hold():
   mesh = mesh_of((4, 2, 1))
   assert local_rows(mesh, 16).tolist() == list(range(16))
   batch = {'tokens': np.arange(48).reshape(16, 3)}
+  several = [{'tokens': batch['tokens'] + n} for n in range(5)]
+  found = [np.asarray(b['tokens']) for b in sharding.put_batches(several, mesh, 16)]
+  np.testing.assert_array_equal(found, [b['tokens'] for b in several])
   placed = put_batch(batch, mesh, 16)['tokens']
   np.testing.assert_array_equal(placed, batch['tokens'])
   assert placed.sharding.spec == PartitionSpec(('data', 'fsdp'), None)

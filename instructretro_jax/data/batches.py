@@ -90,7 +90,7 @@ class Sequences:
     tokens = store.tokens[rows].astype(np.int32)  # [B, N + 1, C]
     length = np.where(exists, store.length[rows], 0)
     real = np.arange(C) < length[..., None]
-    document = np.where(exists, store.document[rows], -1)
+    document = np.where(exists, store.documents(rows), -1)
     segment = 1 + np.cumsum(np.diff(document, axis=1, prepend=document[:, :1]) != 0, axis=1)
     segments = np.where(real, segment[..., None], IGNORED)
     flat = lambda x: x.reshape(len(rows), (N + 1) * C)

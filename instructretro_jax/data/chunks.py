@@ -111,6 +111,8 @@ class ChunkStore:
     self._folder, self._split = folder, split
     self.tokens = Array(folder, f'{split}-tokens')
     self.length = Array(folder, f'{split}-length')
+    self._owner = Array(folder, f'{split}-document')  # counted within a shard
+    self._shard_ends = np.cumsum(self._owner.shard_lens)
 
   def __len__(self) -> int:
     return len(self.tokens)
@@ -130,14 +132,12 @@ class ChunkStore:
   @functools.cached_property
   def document(self) -> np.ndarray:
     """Document number of each chunk, [M] int32, counted through the whole split."""
-    owners = Array(self._folder, f'{self._split}-document')
-    document_M = owners[:].astype(np.int32)
-    start = 0
-    for shard, table in enumerate(self._tables):
-      low, high = owners.shard_range(shard)
-      document_M[low:high] += start
-      start += len(table)
-    return document_M
+    return self._owner[:] + np.repeat(self._first_document, self._owner.shard_lens)
+
+  def documents(self, chunks: np.ndarray) -> np.ndarray:
+    """As `document[chunks]`, int32, of a store whose documents do not fit into memory."""
+    shard = np.searchsorted(self._shard_ends, chunks, side='right')
+    return self._owner[chunks] + self._first_document[shard]
 
   @functools.cached_property
   def group(self) -> np.ndarray:
@@ -169,13 +169,20 @@ class ChunkStore:
     present = ids >= 0
     hit = np.where(present, ids, 0)
     after = np.minimum(hit + 1, len(self) - 1)
-    continues = present & (after > hit) & (self.document[after] == self.document[hit])
+    continues = present & (after > hit) & (self.documents(after) == self.documents(hit))
     rows = np.stack([hit, np.where(continues, after, hit)], axis=-1)
     tokens = self.tokens[rows].astype(np.int32)  # [..., 2, C]
     length = self.length[rows] * np.stack([present, continues], axis=-1)
     mask = np.arange(self.chunk_len) < length[..., None]
     flat = (*ids.shape, 2 * self.chunk_len)
     return np.where(mask, tokens, pad_id).reshape(flat), mask.reshape(flat)
+
+  @functools.cached_property
+  def _first_document(self) -> np.ndarray:
+    """Number of the first document of each shard, [shards] int32."""
+    paths = [_table_path(self._folder, self._split, s) for s in range(self.num_shards)]
+    counts = [pq.read_metadata(path).num_rows for path in paths]
+    return np.cumsum([0, *counts[:-1]], dtype=np.int32)
 
   @functools.cached_property
   def _tables(self) -> list[pa.Table]:

@@ -22,7 +22,7 @@ from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.segments import one_by_one, stack_layers
 from instructretro_jax.model.start import CrossAttentionStart, fit_from_gpt, start_cross_attention
 from instructretro_jax.retrieval.neighbours import NeighbourTable
-from instructretro_jax.sharding import MeshConfig, local_rows, make_mesh, put_batch
+from instructretro_jax.sharding import MeshConfig, local_rows, make_mesh, put_batches
 from instructretro_jax.stage import Stage
 from instructretro_jax.train.checkpoint import (
   Checkpoints,
@@ -135,8 +135,9 @@ class Train(Stage):
         out_shardings=(shardings_of(abstract), None),
       )
       log = self._open_log(folder / 'logs', int(state.step))
-      for n, batch in enumerate(stream, start=int(state.step) + 1):
-        state, metrics = step_fn(state, put_batch(_for_model(batch), mesh, self.batch_size))
+      placed = put_batches(map(_for_model, stream), mesh, self.batch_size)
+      for n, batch in enumerate(placed, start=int(state.step) + 1):
+        state, metrics = step_fn(state, batch)
         log.add(n, metrics)
         if n % self.checkpoint_every == 0 or n == self.num_steps:
           log.flush()

@@ -21,6 +21,9 @@ class Store:
   def __len__(self):
     return 6
 
+  def documents(self, chunks):
+    return self.document[chunks]
+
   def neighbour_tokens(self, ids, pad_id):
     return np.where(ids[..., None] >= 0, ids[..., None], pad_id), ids[..., None] >= 0
 

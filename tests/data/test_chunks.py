@@ -36,6 +36,8 @@ def test_chunks_are_the_documents(root):
     store = ChunkStore(root / 'chunks', split)
     documents = [d for s in range(2) for d in read_documents(root / 'corpus', split, s)]
     assert store.num_documents == len(documents) == store.document[-1] + 1
+    chunks = np.arange(len(store))[::-1].reshape(-1, 1)
+    np.testing.assert_array_equal(store.documents(chunks), store.document[chunks])
     for n, document in enumerate(documents):
       rows = np.flatnonzero(store.document == n)
       ids = np.concatenate([store.tokens[r][: store.length[r]] for r in rows])
