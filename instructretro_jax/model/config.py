@@ -8,7 +8,7 @@ ACTIVATIONS = ('gelu', 'gelu_tanh', 'squared_relu', 'swiglu', 'geglu')
 NORMS = ('layernorm', 'layernorm_1p', 'rmsnorm')
 POSITIONS = ('rotary', 'learned', 'none')
 ATTENTIONS = ('dot_product', 'splash', 'cudnn')
-REMATS = ('none', 'full', 'except_wide', 'dots')
+REMATS = ('none', 'minimal', 'full', 'except_wide', 'dots')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

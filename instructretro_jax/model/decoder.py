@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.attention import Attention, KeyValues
@@ -75,13 +76,14 @@ class DecoderLayer(nn.Module):
   ) -> tuple[Array, KeyValues]:
     """The stream after self-attention."""
     added, keys_values = self.self_attention(x_BLD, positions, segments_BL)
-    return x_BLD + added, keys_values
+    return checkpoint_name(x_BLD + added, 'stream'), keys_values
 
   def finish(self, x_BLD: Array, gate_B11: Array, encoded: Encoded | None) -> Array:
     """The stream after chunked cross-attention and MLP."""
     if encoded is not None:
       h_BLD = self.cross_attention.normalize(x_BLD)
-      x_BLD += gate_B11 * self.cross_attention(h_BLD, encoded)
+      read_BLD = self.cross_attention(h_BLD, encoded)
+      x_BLD = checkpoint_name(x_BLD + gate_B11 * read_BLD, 'stream')
     return constrain(x_BLD + self.mlp(x_BLD), 'batch', 'act_length', 'act_embed')
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
@@ -62,6 +63,7 @@ class EncoderLayer(nn.Module):
       bias=bias,
       rotary_positions=positions,
     )
+    x_ZRE = checkpoint_name(x_ZRE, 'stream')
     if self.is_first:
       h = Norm(stack, name='chunk_attention_norm')(x_ZRE)
       read = Attention(stack, heads, name='chunk_attention')(
@@ -69,7 +71,8 @@ class EncoderLayer(nn.Module):
         chunk_XCD,
         mask=None if chunk_mask_XC is None else chunk_mask_XC[:, None, None, :],
       ).reshape(Z, R, E)
-      x_ZRE = read + (h if c.encoder_residual == 'normed' else x_ZRE)
+      residual = h if c.encoder_residual == 'normed' else x_ZRE
+      x_ZRE = checkpoint_name(read + residual, 'stream')
     return x_ZRE + FeedForward(stack, stack.ff_width, name='mlp')(x_ZRE)
 
 

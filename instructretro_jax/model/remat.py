@@ -5,16 +5,17 @@ from __future__ import annotations
 from flax import linen as nn
 import jax
 
+_BLOCKS = ('stream', 'attended')
+_NARROW = ('query', 'key', 'value', 'attended', 'output', 'down')
+
 # What the backward pass keeps of a layer besides its input; the rest is computed again. Names are
-# those of linear maps, and 'attended', what attention reads (model/attention.py).
+# those of linear maps; 'attended', what attention reads; 'stream', the sum behind each attention.
 _POLICIES = {
-  'full': None,
-  'except_wide': jax.checkpoint_policies.save_only_these_names(
-    'query', 'key', 'value', 'attended', 'output', 'down'
-  ),
-  'dots': jax.checkpoint_policies.save_only_these_names(
-    'query', 'key', 'value', 'attended', 'output', 'down', 'gate', 'up'
-  ),
+  'minimal': None,
+  # inputs of blocks: no block's last product is made again, and no attention kernel runs again
+  'full': jax.checkpoint_policies.save_only_these_names(*_BLOCKS),
+  'except_wide': jax.checkpoint_policies.save_only_these_names(*_NARROW),
+  'dots': jax.checkpoint_policies.save_only_these_names(*_NARROW, 'gate', 'up'),
 }
 
 
