@@ -33,15 +33,62 @@ def attend(
   # heads before positions: batched matrix products, where CPUs would else transpose the scores
   q_BGITA = jnp.transpose((q_BTHA * A**-0.5).reshape(B, T, G, H // G, A), (0, 2, 3, 1, 4))
   k_BGUA, v_BGUA = jnp.swapaxes(k_BUGA, 1, 2), jnp.swapaxes(v_BUGA, 1, 2)
-  scores = jnp.einsum('bgita,bgua->bgitu', q_BGITA, k_BGUA, preferred_element_type=dtype)
-  scores_BHTU = scores.reshape(B, H, T, U)
+  scores = _scores(q_BGITA, k_BGUA).reshape(B, H, T, U)
   if bias is not None:
-    scores_BHTU += bias.astype(dtype)
+    scores += bias.astype(dtype)
   if mask is not None:
-    scores_BHTU = jnp.where(mask, scores_BHTU, jnp.finfo(dtype).min)
-  weights = jax.nn.softmax(scores_BHTU, axis=-1).astype(v_BGUA.dtype)
-  read_BGITA = jnp.einsum('bgitu,bgua->bgita', weights.reshape(B, G, H // G, T, U), v_BGUA)
+    scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
+  read_BGITA = _read(scores.reshape(B, G, H // G, T, U), v_BGUA)
   return jnp.transpose(read_BGITA, (0, 3, 1, 2, 4)).reshape(B, T, H, A)
+
+
+# The products by hand, backwards too, so that nothing of the size of the scores is transposed, and
+# the softmax is normalised, forwards and backwards, where it is as narrow as a head
+# (Dao et al. 2022, appendix B.2).
+
+
+@jax.custom_vjp
+def _scores(q_BGITA: Array, k_BGUA: Array) -> Array:
+  """Products of queries and keys, [B, G, I, T, U], in float32 at least."""
+  dtype = jnp.promote_types(q_BGITA.dtype, jnp.float32)
+  return jnp.einsum('bgita,bgua->bgitu', q_BGITA, k_BGUA, preferred_element_type=dtype)
+
+
+def _scores_backward(residuals: tuple[Array, Array], grad_BGITU: Array) -> tuple[Array, Array]:
+  q_BGITA, k_BGUA = residuals
+  grad = grad_BGITU.astype(q_BGITA.dtype)
+  q_grad = jnp.einsum('bgitu,bgua->bgita', grad, k_BGUA)
+  return q_grad, jnp.swapaxes(jnp.einsum('bgita,bgitu->bgau', q_BGITA, grad), 2, 3)
+
+
+_scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_backward)
+
+
+@jax.custom_vjp
+def _read(scores_BGITU: Array, v_BGUA: Array) -> Array:
+  """The mean of the values, weighted by the softmax of the scores: [B, G, I, T, A]."""
+  return _read_forward(scores_BGITU, v_BGUA)[0]
+
+
+def _read_forward(scores_BGITU: Array, v_BGUA: Array) -> tuple[Array, tuple[Array, ...]]:
+  exp = jnp.exp(scores_BGITU - scores_BGITU.max(axis=-1, keepdims=True))
+  scale = 1 / exp.sum(axis=-1, keepdims=True)
+  exp = exp.astype(v_BGUA.dtype)
+  read = jnp.einsum('bgitu,bgua->bgita', exp, v_BGUA, preferred_element_type=scale.dtype) * scale
+  read = read.astype(v_BGUA.dtype)
+  return read, (exp, scale, v_BGUA, read)
+
+
+def _read_backward(residuals: tuple[Array, ...], grad_BGITA: Array) -> tuple[Array, Array]:
+  exp, scale, v_BGUA, read = residuals
+  mean = (grad_BGITA.astype(scale.dtype) * read).sum(axis=-1, keepdims=True)
+  scaled = (grad_BGITA * scale).astype(v_BGUA.dtype)
+  v_grad = jnp.einsum('bgita,bgitu->bgau', scaled, exp)
+  exp_grad = jnp.einsum('bgita,bgua->bgitu', scaled, v_BGUA, preferred_element_type=scale.dtype)
+  return exp * (exp_grad - mean * scale), jnp.swapaxes(v_grad, 2, 3)
+
+
+_read.defvjp(_read_forward, _read_backward)
 
 
 def causal_mask(segments_BL: Array | None, length: int) -> Array:

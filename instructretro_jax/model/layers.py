@@ -57,9 +57,10 @@ class Linear(nn.Module):
     kernel = self.param(
       'kernel', nn.with_logical_partitioning(init, self.axes), (*inputs, *self.features)
     )
-    flat = kernel.astype(x.dtype).reshape(math.prod(inputs), math.prod(self.features))
-    y = x.reshape(*x.shape[: -self.num_in], -1) @ flat
-    y = y.reshape(*y.shape[:-1], *self.features)
+    # two axes each: with more, the gradient of the kernel would transpose that of y
+    rows = x.reshape(-1, math.prod(inputs))
+    y = rows @ kernel.astype(x.dtype).reshape(math.prod(inputs), math.prod(self.features))
+    y = y.reshape(*x.shape[: -self.num_in], *self.features)
     if c.use_bias or self.has_bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
       y += over_last(self.param('bias', zeros, self.features), y).astype(x.dtype)

@@ -24,7 +24,9 @@ def token_losses(hidden_BLD: Array, head_DV: Array, targets_BL: Array) -> Array:
 
   def of_block(hidden_BTD: Array, targets_BT: Array) -> Array:
     dtype = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
-    logits_BTV = jnp.einsum('btd,dv->btv', hidden_BTD, head_DV, preferred_element_type=dtype)
+    rows_ZD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])  # two axes, as in model/layers.py
+    logits_ZV = jnp.matmul(rows_ZD, head_DV, preferred_element_type=dtype)
+    logits_BTV = logits_ZV.reshape(*targets_BT.shape, vocab_size)
     # a mask and a sum, not a gather: the gradient of a gather is a scatter into all logits
     is_target_BTV = jnp.arange(vocab_size)[None, None] == targets_BT[..., None]
     chosen_BT = jnp.where(is_target_BTV, logits_BTV, 0).sum(axis=-1)
