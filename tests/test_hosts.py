@@ -35,7 +35,11 @@ def start(arguments: list[str], devices: int) -> subprocess.Popen:
 
 def finish(processes: list[subprocess.Popen]) -> list[str]:
   """What they printed. All of them must end well."""
-  ended = [process.communicate(timeout=600) for process in processes]
+  try:
+    ended = [process.communicate(timeout=1800) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()  # one that waits for another would wait long
   assert all(p.returncode == 0 for p in processes), [stderr[-3000:] for _, stderr in ended]
   return [stdout for stdout, _ in ended]
 
@@ -127,7 +131,7 @@ def test_two_processes_train_as_one_does(tmp_path, tiny_documents):
     assert pair[1].poll() is None, pair[1].communicate()[1][-3000:]
     time.sleep(0.01)
   pair[1].kill()  # SIGKILL
-  assert pair[0].wait(timeout=300) != 0  # it cannot go on alone, and ends by itself
+  assert pair[0].wait(timeout=600) != 0  # it cannot go on alone, and ends by itself
   assert not (killed / 'retro_fit' / manifest.MANIFEST).exists()
   done = load_record(killed / 'retro_fit')['data']['example']
   assert done < load_record(two / 'retro_fit')['data']['example']
