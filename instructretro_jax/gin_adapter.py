@@ -16,7 +16,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent  # where `include 'gin/...'`
 
 
 def configure(
-  function: Callable[..., T], files: Sequence[str], bindings: Sequence[str] = ()
+  function: Callable[..., T],
+  files: Sequence[str],
+  bindings: Sequence[str] = (),
+  placeholder: str | None = None,
 ) -> tuple[T, str]:
   """Calls `function` with the arguments that gin files and overrides give it.
 
@@ -24,6 +27,7 @@ def configure(
     function: an importable function or class of this package; files name it by module.
     files: gin files, later ones override earlier ones.
     bindings: overrides such as "NUM_STEPS = 10", applied last.
+    placeholder: value of all macros that the experiment must still choose, where nothing is run.
 
   Returns: what `function` returns, and the operative configuration, which alone re-creates it.
   Raises StageError for a file that is not there, a gin error, or a macro that nothing uses.
@@ -35,6 +39,8 @@ def configure(
   try:
     gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
     configured = gin.get_configurable(function)
+    if placeholder is not None:
+      gin.parse_config([f'{name} = {placeholder!r}' for name in _missing_macros()])
     _check_macros()
     return configured(), gin.operative_config_str()
   except (
@@ -51,16 +57,23 @@ def configure(
     raise manifest.StageError(f'configuring {name} from {list(files)}: {error}') from error
 
 
+def _macro_values() -> dict[str, str]:
+  return dict(re.findall(r'^([A-Z][A-Z0-9_]*) = (.*)', gin.config_str(), flags=re.MULTILINE))
+
+
+def _missing_macros() -> list[str]:
+  return sorted(name for name, value in _macro_values().items() if value == '%gin.REQUIRED')
+
+
 def _check_macros() -> None:
   """Gin itself accepts a macro that nothing uses, and one that was never given a value."""
-  text = gin.config_str()
-  values = dict(re.findall(r'^([A-Z][A-Z0-9_]*) = (.*)', text, flags=re.MULTILINE))
+  text, values = gin.config_str(), _macro_values()
   used = set(re.findall(r'%([A-Za-z0-9_.]+)', text))
   if unused := sorted(set(values) - used):
     raise manifest.StageError(
       f'macros set but used nowhere (misspelt?): {unused}; those in use: {sorted(used)}'
     )
-  if missing := sorted(name for name, value in values.items() if value == '%gin.REQUIRED'):
+  if missing := _missing_macros():
     raise manifest.StageError(
       f'values that the experiment must choose: {missing}; give each as --gin.NAME=VALUE'
     )

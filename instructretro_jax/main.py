@@ -173,6 +173,50 @@ def export(checkpoint: Path, out: Path, kind: str, tokenizer: Path | None) -> No
   click.echo(f'{out}: written as {kind}')
 
 
+@main.command(context_settings=_GIN_OPTIONS)
+@click.option('--gin_file', 'gin_files', multiple=True, required=True, help='Experiment file.')
+@click.option('--topology', required=True, help='Chips, e.g. v5p:4x8x8, v5e:16x16 or h100:4x8.')
+@click.option(
+  '--step',
+  default='train',
+  show_default=True,
+  type=click.Choice(['train', 'decode', 'instruct']),
+  help='What is compiled: a step of training on text, one token, a step of instruction tuning.',
+)
+@click.option('--arm', help='Arm of the experiment; by default the last that the step fits.')
+@click.option('--batch_size', type=int, help='Sequences a step, if not those of the arm.')
+@click.option('--json', 'target', type=click.Path(path_type=Path), help='Write all figures here.')
+@click.option('--hlo', type=click.Path(path_type=Path), help='Write the compiled program here.')
+@click.pass_context
+def precompile(context, gin_files, topology, step, arm, batch_size, target, hlo) -> None:
+  """Compiles a step for accelerators that are not here: does it fit, and how fast is it at best?
+
+  Needs the compiler of the extra tpu or gpu, and no accelerator. All figures are static estimates.
+  Paths that the experiment must choose need not be given.
+
+  Example: instructretro precompile --gin_file=experiments/paper/retro_48b/retrofit.gin
+  --topology=v5p:4x8x8 --json=retro_48b.json
+  """
+  import json
+
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # what is here compiles, and is not asked to run
+  from rich.console import Console
+
+  from instructretro_jax import gin_adapter, manifest, pipeline
+  from instructretro_jax.precompile import estimate, table
+
+  files = [_found(name, gin_adapter.REPOSITORY) for name in gin_files]
+  experiment, _ = gin_adapter.configure(
+    pipeline.Experiment, files, gin_bindings(context.args), placeholder='not needed'
+  )
+  figures = estimate.precompile(
+    experiment, topology, step=step, arm_name=arm, batch_size=batch_size, hlo_path=hlo
+  )
+  Console().print(table.table(figures))
+  if target is not None:
+    manifest.write_text(target, json.dumps(figures, indent=1) + '\n')
+
+
 def _found(name: str, repository: Path) -> str:
   """A gin file as given, or as seen from the repository."""
   return name if Path(name).exists() else str(repository / name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -14,6 +14,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 import numpy as np
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
+
+Axes = Sequence[str | None]  # logical names of the axes of an array; None is never split
 
 _ONE_DEVICE = AbstractMesh((1, 1, 1), MESH_AXES)
 
@@ -65,9 +67,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
-def to_spec(
-  axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
-) -> PartitionSpec:
+def to_spec(axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
   """Where an array of these logical axes goes; an axis that does not divide evenly is whole.
 
   Raises ValueError for a logical name that the table does not have.
@@ -104,6 +104,38 @@ def param_shardings(abstract_params: Any, mesh: Mesh | AbstractMesh) -> Any:
 
   is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
   return jax.tree.map(place, abstract_params, is_leaf=is_box)
+
+
+def over_shards(
+  function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Axes
+) -> Callable[..., Any]:
+  """`function` run by each device on its part of the arguments; itself where no mesh is set.
+
+  Args:
+    in_axes: logical names of the axes of each argument, which may also be None.
+    out_axes: those of the result, which has as many axes as the first argument.
+
+  Raises ValueError if a named axis would be split in one argument and not in another.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return function
+
+  def mapped(*arguments: Any) -> Any:
+    specs, split = [], {}
+    for axes, x in zip(in_axes, arguments, strict=True):
+      specs.append(PartitionSpec() if x is None else to_spec(axes, x.shape, mesh))
+      split |= {} if x is None else dict(zip(axes, specs[-1]))
+    if split.get('act_kv_heads') != split.get('act_heads'):
+      raise ValueError(
+        f'the key/value heads do not divide over the {mesh.shape["tensor"]} parts of the mesh axis '
+        "tensor: make it smaller, or attention = 'dot_product'"
+      )
+    out = to_spec(out_axes, arguments[0].shape, mesh)
+    run = jax.shard_map(function, in_specs=tuple(specs), out_specs=out, check_vma=False)
+    return run(*arguments)
+
+  return mapped
 
 
 def batch_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:

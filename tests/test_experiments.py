@@ -18,18 +18,19 @@ def configure(path, *bindings):
   return gin_adapter.configure(pipeline.Experiment, [str(path)], bindings)[0]
 
 
-@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: f'{p.parent.name}-{p.stem}')
 def test_every_experiment_is_parsed_and_built(path):
-  needed = ["DOCUMENTS = 'x'"] if 'own_text' in path.name else []
-  experiment = configure(path, *needed)
+  experiment, _ = gin_adapter.configure(pipeline.Experiment, [str(path)], placeholder='a path')
   arms = [s for s in experiment.stages if isinstance(s, loop.Train)]
   assert arms
+  if 'paper' in path.parts:
+    return  # tests/test_paper.py builds these
   for arm in arms:
     init = lambda arm=arm: state.init_params(arm.model, 0, arm.gate != 0)
     assert sum(x.size for x in jax.tree.leaves(jax.eval_shape(init))) > 0
 
 
-@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: f'{p.parent.name}-{p.stem}')
 def test_headers_name_the_file_itself(path):
   command = path.read_text().splitlines()[0]
   assert command.startswith('# instructretro run ')

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
 import os
 from pathlib import Path
 import subprocess
@@ -131,8 +132,14 @@ def _download(package: Package, folder: Path, target: Path) -> None:
     )
 
 
+@functools.cache
+def _sha256(path: Path, modified_ns: int) -> str:
+  """A wheel is read for it once a process, unless it changes."""
+  return manifest.file_sha256(path)
+
+
 def _verify(package: Package, path: Path) -> None:
-  found = manifest.file_sha256(path)
+  found = _sha256(path, path.stat().st_mtime_ns)
   if found != package.sha256:
     raise manifest.StageError(
       f'{path} has the sha256 {found}, not {package.sha256}: it is damaged or another file. '

@@ -18,15 +18,23 @@ import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.attention import KeyValues
-from instructretro_jax.model.cross_attention import Retrieved
 from instructretro_jax.model.retro import Retro, is_open
+
+
+@struct.dataclass
+class Retrieved:
+  """The neighbours of the last whole chunk of each row."""
+
+  keys_values: dict[int, KeyValues]  # by decoder layer, [B, K * R, H, A]
+  mask_BKR: Array | None
+  keep_B1: Array | None  # False in rows that read nothing
 
 
 @struct.dataclass
 class Reading:
   """What the retrieval part keeps. Only the neighbours of the last whole chunk can be read."""
 
-  retrieved: Retrieved  # of the last whole chunk; X = B, T = 1
+  retrieved: Retrieved
   chunk_BCD: Array  # normed stream of the chunk under way, at the first cross-attention layer
   neighbours_BKR: Array  # to encode when the chunk under way ends
   mask_BKR: Array | None  # None if the model does not mask neighbours
@@ -71,19 +79,22 @@ def prefill(
   C, (B, P) = model.config.chunk_len, tokens_BP.shape
   if P % C or max_len < P:
     raise ValueError(f'{P} prompt tokens: not whole chunks of {C}, or more than max_len {max_len}')
+  if model.config.decoder.scan_layers:
+    raise ValueError('decoding takes layers one by one: unstack_layers, and scan_layers=False')
   mask_BNKR = _used_mask(model, neighbours_BNKR, mask_BNKR)
-  hidden_BPD, keys_values, retrieved = model.run_sequence(
+  hidden_BPD, keys_values, encoded = model.run_sequence(
     tokens_BP, segments_BP, neighbours_BNKR, mask_BNKR, gate=gate, lengths_B=lengths_B
   )
   is_row_BP = jnp.arange(P)[None] >= P - lengths_B[:, None]
   segments_BP = is_row_BP.astype(jnp.int32) * (1 if segments_BP is None else segments_BP)
   extend = lambda x: jnp.pad(x, ((0, 0), (0, max_len - P)) + ((0, 0),) * (x.ndim - 2))
   reading = None
-  if retrieved is not None:
-    last = jax.tree.map(lambda x: x.reshape(B, P // C, *x.shape[1:])[:, -1], retrieved)
+  if encoded is not None:
+    last = jax.tree.map(lambda x: x.reshape(B, P // C, *x.shape[1:])[:, -1], encoded[1:])
+    mask_BKR, keep_BC = last
     reading = Reading(
       # the last prompt token may read what its document may read from here on
-      retrieved=last._replace(keep_XT=last.keep_XT[:, :1]),
+      retrieved=_retrieved(model, encoded.encoded_BNKRE[:, -1:], mask_BKR, keep_BC[:, :1]),
       chunk_BCD=jnp.zeros((B, C, hidden_BPD.shape[-1]), hidden_BPD.dtype),
       neighbours_BKR=neighbours_BNKR[:, -1],
       mask_BKR=None if mask_BNKR is None else mask_BNKR[:, -1],
@@ -129,26 +140,32 @@ def step(
     cache.segments_BU, cache.segment_B[:, None], slot, axis=1
   )
   positions_B1 = cache.position_B[:, None]
-  hidden_B1D, past, reading = model.run_layers(
-    model.embedding(token_B[:, None], positions_B1),
-    (segments_BU == cache.segment_B[:, None])[:, None, None, :],
-    positions_B1,
-    gate,
-    retrieve=lambda h_B1D: _continue_chunk(model, reading, slot, h_B1D),
-    read=lambda n, h_B1D, reading: model.decoder[n].cross_attention.read(
-      h_B1D, (slot + 1)[None] % model.config.chunk_len, reading.retrieved, n
-    ),
-    past=cache.past,
-    slot=slot,
-  )
+  mask_B11U = (segments_BU == cache.segment_B[:, None])[:, None, None, :]
+  x_B1D = model.embedding(token_B[:, None], positions_B1)
+  gate_B11 = jnp.broadcast_to(jnp.asarray(gate, x_B1D.dtype), x_B1D.shape[:1])[:, None, None]
+  retro_layers = model.config.retro_layers if is_open(gate) else ()
+  past = []
+  for n, (layer, before) in enumerate(zip(model.decoder.values(), cache.past)):
+    added, keys_values = layer.self_attention.extend(x_B1D, positions_B1, before, slot, mask_B11U)
+    x_B1D, past = x_B1D + added, [*past, keys_values]
+    if n in retro_layers:
+      h_B1D = layer.cross_attention.normalize(x_B1D)
+      if n == retro_layers[0]:
+        reading = _continue_chunk(model, reading, slot, h_B1D)
+      found, offset_1 = reading.retrieved, (slot + 1)[None] % model.config.chunk_len
+      read_B1D = layer.cross_attention.read(
+        h_B1D, offset_1, found.keys_values[n], found.mask_BKR, found.keep_B1
+      )
+      x_B1D += gate_B11 * read_B1D
+    x_B1D += layer.mlp(x_B1D)
   cache = cache.replace(
     slot=slot + 1,
     position_B=cache.position_B + 1,
     segments_BU=segments_BU,
-    past=past,
+    past=tuple(past),
     reading=reading,
   )
-  return cache, model.to_logits(hidden_B1D)[:, 0]
+  return cache, model.to_logits(model.normalize(x_B1D))[:, 0]
 
 
 def compile_step(model: Retro, is_open: bool) -> Callable[..., tuple[Cache, Array]]:
@@ -170,17 +187,25 @@ def _continue_chunk(model: Retro, reading: Reading, slot: Array, h_B1D: Array) -
   chunk_BCD = jax.lax.dynamic_update_slice_in_dim(reading.chunk_BCD, h_B1D, slot % C, axis=1)
 
   def encode(model: Retro) -> Retrieved:
-    keep_B1, mask_B1KR = jnp.ones_like(reading.retrieved.keep_XT), None
+    keep_B1, mask_B1KR = jnp.ones_like(reading.retrieved.keep_B1), None
     if mask_BKR is not None:
       keep_B1, mask_B1KR = mask_BKR.any(axis=(1, 2))[:, None], mask_BKR[:, None]
-    keys_values = model.encode_neighbours(
+    encoded_B1KRE = model.encode_neighbours(
       chunk_BCD[:, None], reading.neighbours_BKR[:, None], mask_B1KR, None
     )
-    return Retrieved(keys_values, mask_BKR, keep_B1)
+    return _retrieved(model, encoded_B1KRE, mask_BKR, keep_B1)
 
   keep = lambda model: reading.retrieved
   retrieved = nn.cond((slot + 1) % C == 0, encode, keep, model)
   return reading.replace(retrieved=retrieved, chunk_BCD=chunk_BCD)
+
+
+def _retrieved(
+  model: Retro, encoded_B1KRE: Array, mask_BKR: Array | None, keep_B1: Array | None
+) -> Retrieved:
+  layer = lambda n: model.decoder[str(n)].cross_attention
+  keys_values = {n: layer(n).keys_values(encoded_B1KRE) for n in model.config.retro_layers}
+  return Retrieved(keys_values, mask_BKR, keep_B1)
 
 
 def _used_mask(model: Retro, neighbours: Array | None, mask: Array | None) -> Array | None:

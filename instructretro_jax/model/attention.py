@@ -1,15 +1,16 @@
-"""Attention: the mathematics, and the module that owns its projections."""
+"""Attention: the module that owns its projections, and rotary positions."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from flax import linen as nn
-import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.config import DecoderConfig
+from instructretro_jax.model.kernels import attend, attend_causally
 from instructretro_jax.model.layers import Linear, Norm
 
 
@@ -18,36 +19,6 @@ class KeyValues(NamedTuple):
 
   k_BUGA: Array
   v_BUGA: Array
-
-
-def attend(
-  q_BTHA: Array, k_BUGA: Array, v_BUGA: Array, mask: Array | None = None, bias: Array | None = None
-) -> Array:
-  """Softmax attention; the softmax is in float32 at least.
-
-  Args:
-    q_BTHA: queries; H is a multiple of the number G of key/value heads.
-    k_BUGA: keys.
-    v_BUGA: values.
-    mask: True where attending is allowed, broadcastable to [B, H, T, U]. A row that may attend
-      nothing reads the plain mean of all values; callers that mind drop it.
-    bias: added to the scores, broadcastable to [B, H, T, U].
-
-  Returns: [B, T, H, A].
-  """
-  B, T, H, A = q_BTHA.shape
-  G, U = k_BUGA.shape[2], k_BUGA.shape[1]
-  dtype = jnp.promote_types(q_BTHA.dtype, jnp.float32)
-  q = (q_BTHA * A**-0.5).reshape(B, T, G, H // G, A)
-  scores = jnp.einsum('btgia,buga->bgitu', q, k_BUGA, preferred_element_type=dtype)
-  scores_BHTU = scores.reshape(B, H, T, U)
-  if bias is not None:
-    scores_BHTU += bias.astype(dtype)
-  if mask is not None:
-    scores_BHTU = jnp.where(mask, scores_BHTU, jnp.finfo(dtype).min)
-  weights = jax.nn.softmax(scores_BHTU, axis=-1).astype(v_BUGA.dtype)
-  read = jnp.einsum('bgitu,buga->btgia', weights.reshape(B, G, H // G, T, U), v_BUGA)
-  return read.reshape(B, T, H, A)
 
 
 def rotate(
@@ -78,14 +49,6 @@ def rotate(
     a, b = turning[..., :half], turning[..., half:]
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return jnp.concatenate([turned, rest], axis=-1)
-
-
-def causal_mask(segments_BL: Array | None, length: int) -> Array:
-  """Mask [B or 1, 1, L, L]: earlier or same position, and the same segment where given."""
-  mask_11LL = jnp.tril(jnp.ones((length, length), bool))[None, None]
-  if segments_BL is None:
-    return mask_11LL
-  return mask_11LL & (segments_BL[:, None, :, None] == segments_BL[:, None, None, :])
 
 
 class Attention(nn.Module):
@@ -164,7 +127,14 @@ class Attention(nn.Module):
     bias: Array | None = None,
   ) -> Array:
     """What the queries read, projected to the width of the stream: [B, T, D]."""
-    return self.output(attend(q_BTHA, *keys_values, mask, bias))
+    return self.output(checkpoint_name(attend(q_BTHA, *keys_values, mask, bias), 'attended'))
+
+  def read_causally(
+    self, q_BLHA: Array, keys_values: KeyValues, segments_BL: Array | None
+  ) -> Array:
+    """As `read`, of the same and earlier positions of the same segment."""
+    read_BLHA = attend_causally(q_BLHA, *keys_values, segments_BL, self.config.attention)
+    return self.output(checkpoint_name(read_BLHA, 'attended'))
 
   def _rotate(self, x_BTHA: Array, positions: Array | None) -> Array:
     c = self.config

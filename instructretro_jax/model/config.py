@@ -7,6 +7,8 @@ import dataclasses
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'squared_relu', 'swiglu', 'geglu')
 NORMS = ('layernorm', 'layernorm_1p', 'rmsnorm')
 POSITIONS = ('rotary', 'learned', 'none')
+ATTENTIONS = ('dot_product', 'splash', 'cudnn')
+REMATS = ('none', 'minimal', 'full', 'except_wide', 'dots')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,16 @@ class DecoderConfig:
   embedding_init_std: float = 0.02
   init_std: float = 0.02  # output projections: divided by sqrt(2 * num_layers)
   dtype: str = 'float32'  # of activations; parameters are float32
-  remat: bool = False  # recompute blocks in the backward pass
+  attention: str = 'dot_product'  # how causal self-attention is computed (model/causal.py)
+  remat: str = 'none'  # what the backward pass computes again (model/remat.py)
+  scan_layers: bool = False  # compile repeating groups of layers once (model/segments.py)
 
   def __post_init__(self):
     _require_in('activation', self.activation, ACTIVATIONS)
     _require_in('norm', self.norm, NORMS)
     _require_in('positions', self.positions, POSITIONS)
+    _require_in('attention', self.attention, ATTENTIONS)
+    _require_in('remat', self.remat, REMATS)
     if self.width_per_head is None and self.width % self.num_heads:
       raise ValueError(
         f'width {self.width} is no multiple of num_heads {self.num_heads}: give width_per_head'
@@ -59,7 +65,10 @@ class DecoderConfig:
     return self.width_per_head or self.width // self.num_heads
 
 
-_NOT_THE_MODEL = ('dtype', 'remat', 'init_std', 'embedding_init_std')
+_NOT_THE_MODEL = (
+  *('dtype', 'attention', 'remat', 'scan_layers'),
+  *('init_std', 'embedding_init_std'),
+)
 
 
 def decoder_differences(there: DecoderConfig, here: DecoderConfig) -> list[str]:

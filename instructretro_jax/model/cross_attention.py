@@ -74,10 +74,10 @@ def may_read(
   return exist_BN1 if keep is None else keep & exist_BN1
 
 
-class Retrieved(NamedTuple):
-  """The encoded neighbours of X chunks, as the positions that may read them need them."""
+class Encoded(NamedTuple):
+  """The encoded neighbours of the N chunks of B sequences; X = B * N."""
 
-  keys_values: dict[int, KeyValues]  # by decoder layer, [X, K * R, H, A]
+  encoded_BNKRE: Array
   mask_XKR: Array | None  # True on tokens that are attended; None: all are
   keep_XT: Array | None  # False where a position reads nothing and receives zero; None: all read
 
@@ -106,26 +106,31 @@ class ChunkedCrossAttention(nn.Module):
     positions = jnp.tile(jnp.arange(R), K) if self.config.cross_attention_rotary else None
     return self.attention.keys_values(encoded_BNKRE.reshape(B * N, K * R, E), positions, K)
 
-  def read(self, h_XTD: Array, offsets_T: Array, retrieved: Retrieved, layer: int) -> Array:
+  def read(
+    self,
+    h_XTD: Array,
+    offsets_T: Array,
+    keys_values: KeyValues,
+    mask_XKR: Array | None,
+    keep_XT: Array | None,
+  ) -> Array:
     """What T positions read of the neighbours of their chunk, for X chunks: [X, T, D].
 
     Args:
       offsets_T: distance of the positions from the end of the chunk.
-      layer: number of this decoder layer.
+      keys_values: of the neighbours, [X, K * R, H, A]; the masks are those of `Encoded`.
     """
-    rotary, mask = self.config.cross_attention_rotary, retrieved.mask_XKR
+    rotary = self.config.cross_attention_rotary
     q = self.attention.queries(h_XTD, self.config.chunk_len - 1 + offsets_T if rotary else None)
-    if mask is not None:
-      mask = mask.reshape(h_XTD.shape[0], 1, 1, -1)
-    read_XTD = self.attention.read(q, retrieved.keys_values[layer], mask)
-    if retrieved.keep_XT is None:
-      return read_XTD
-    return jnp.where(retrieved.keep_XT[:, :, None], read_XTD, 0)
+    mask = None if mask_XKR is None else mask_XKR.reshape(h_XTD.shape[0], 1, 1, -1)
+    read_XTD = self.attention.read(q, keys_values, mask)
+    return read_XTD if keep_XT is None else jnp.where(keep_XT[:, :, None], read_XTD, 0)
 
-  def __call__(self, h_BLD: Array, retrieved: Retrieved, layer: int) -> Array:
-    """What each position of whole sequences reads, [B, L, D]; X = B * N chunks."""
+  def __call__(self, h_BLD: Array, encoded: Encoded) -> Array:
+    """What each position of whole sequences reads, [B, L, D]."""
     L, C = h_BLD.shape[1], self.config.chunk_len
     h_BNCD = attending_chunks(h_BLD, C)
     h_XCD = h_BNCD.reshape(-1, *h_BNCD.shape[2:])
-    read_XCD = self.read(h_XCD, jnp.arange(C), retrieved, layer)
+    keys_values = self.keys_values(encoded.encoded_BNKRE)
+    read_XCD = self.read(h_XCD, jnp.arange(C), keys_values, encoded.mask_XKR, encoded.keep_XT)
     return rejoin_chunks(read_XCD.reshape(h_BNCD.shape), L)

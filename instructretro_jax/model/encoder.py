@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.attention import Attention
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.layers import FeedForward, Norm
+from instructretro_jax.model.remat import rematerialised
 
 MAX_OFFSET = 32  # farther offsets share the outermost bias
 
@@ -61,6 +63,7 @@ class EncoderLayer(nn.Module):
       bias=bias,
       rotary_positions=positions,
     )
+    x_ZRE = checkpoint_name(x_ZRE, 'stream')
     if self.is_first:
       h = Norm(stack, name='chunk_attention_norm')(x_ZRE)
       read = Attention(stack, heads, name='chunk_attention')(
@@ -68,7 +71,8 @@ class EncoderLayer(nn.Module):
         chunk_XCD,
         mask=None if chunk_mask_XC is None else chunk_mask_XC[:, None, None, :],
       ).reshape(Z, R, E)
-      x_ZRE = read + (h if c.encoder_residual == 'normed' else x_ZRE)
+      residual = h if c.encoder_residual == 'normed' else x_ZRE
+      x_ZRE = checkpoint_name(read + residual, 'stream')
     return x_ZRE + FeedForward(stack, stack.ff_width, name='mlp')(x_ZRE)
 
 
@@ -100,7 +104,7 @@ class NeighbourEncoder(nn.Module):
       rows = (B, N, K, *mask_BNKRR.shape[3:])
       mask_ZRR = jnp.broadcast_to(mask_BNKRR, rows).reshape(B * N * K, *rows[3:])
     chunk_mask_XC = None if chunk_mask_BNC is None else chunk_mask_BNC.reshape(-1, C)
-    layer = nn.remat(EncoderLayer) if self.config.decoder.remat else EncoderLayer
+    layer = rematerialised(EncoderLayer, self.config.decoder.remat)
     for n in range(self.config.encoder_layers):
       x_ZRE = layer(self.config, n == 0, name=f'layer_{n}')(
         x_ZRE, chunk_XCD, mask_ZRR, chunk_mask_XC

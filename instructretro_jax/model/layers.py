@@ -6,10 +6,12 @@ import math
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.config import DecoderConfig
+from instructretro_jax.sharding import constrain
 
 
 def _gelu_tanh(x: Array) -> Array:
@@ -58,10 +60,10 @@ class Linear(nn.Module):
     flat = kernel.astype(x.dtype).reshape(math.prod(inputs), math.prod(self.features))
     y = x.reshape(*x.shape[: -self.num_in], -1) @ flat
     y = y.reshape(*y.shape[:-1], *self.features)
-    if not (c.use_bias or self.has_bias):
-      return y
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
-    return y + over_last(self.param('bias', zeros, self.features), y).astype(x.dtype)
+    if c.use_bias or self.has_bias:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
+      y += over_last(self.param('bias', zeros, self.features), y).astype(x.dtype)
+    return checkpoint_name(y, self.name)
 
 
 class Norm(nn.Module):
@@ -136,4 +138,4 @@ class Embedding(nn.Module):
         if length > c.max_len:
           raise ValueError(f'{length} tokens do not fit {c.max_len} learned positions (max_len)')
       x_BTD += jnp.take(self.positions, positions_BT, axis=0).astype(c.dtype)
-    return x_BTD
+    return constrain(x_BTD, 'batch', 'act_length', 'act_embed')

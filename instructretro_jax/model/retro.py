@@ -2,70 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
-from instructretro_jax.model.attention import Attention, KeyValues, causal_mask
-from instructretro_jax.model.config import DecoderConfig, RetroConfig
-from instructretro_jax.model.cross_attention import (
-  ChunkedCrossAttention,
-  Retrieved,
-  may_read,
-  split_chunks,
-)
+from instructretro_jax.model.attention import KeyValues
+from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.cross_attention import Encoded, may_read, split_chunks
+from instructretro_jax.model.decoder import make_segment
 from instructretro_jax.model.encoder import NeighbourEncoder
-from instructretro_jax.model.layers import Embedding, FeedForward, Norm
+from instructretro_jax.model.layers import Embedding, Norm
+from instructretro_jax.model.segments import segments
 
 
 def is_open(gate: float | Array) -> bool:
   """Whether cross-attention is computed at all: a Python 0 is closed, an array never."""
   return not (isinstance(gate, (int, float)) and gate == 0)
-
-
-class SelfAttention(nn.Module):
-  """Causal self-attention with the norm before it; returns what is added to the stream."""
-
-  config: DecoderConfig
-
-  @nn.compact
-  def __call__(
-    self,
-    x_BTD: Array,
-    mask_B1TU: Array,
-    positions: Array,
-    past: KeyValues | None = None,
-    slot: Array | None = None,
-  ) -> tuple[Array, KeyValues]:
-    """Also returns the keys and values: of `x_BTD`, or `past` with those written from `slot` on."""
-    c = self.config
-    h = Norm(c, name='norm')(x_BTD)
-    attention = Attention(c, c.kv_heads, name='attention')
-    rotary_positions = positions if c.positions == 'rotary' else None
-    keys_values = attention.keys_values(h, rotary_positions)
-    if past is not None:
-      write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
-      keys_values = jax.tree.map(write, past, keys_values)
-    return attention.read(
-      attention.queries(h, rotary_positions), keys_values, mask_B1TU
-    ), keys_values
-
-
-class DecoderLayer(nn.Module):
-  """The three blocks of a decoder layer; `Retro` calls them, since neighbours come in between."""
-
-  config: RetroConfig
-
-  def setup(self):
-    c = self.config
-    wrap = nn.remat if c.decoder.remat else lambda module: module
-    self.self_attention = wrap(SelfAttention)(c.decoder)
-    self.cross_attention = ChunkedCrossAttention(c)
-    self.mlp = wrap(FeedForward)(c.decoder, c.decoder.ff_width)
 
 
 class Retro(nn.Module):
@@ -76,7 +28,7 @@ class Retro(nn.Module):
   def setup(self):
     c = self.config
     self.embedding = Embedding(c.decoder)
-    self.decoder = [DecoderLayer(c) for _ in range(c.decoder.num_layers)]
+    self.decoder = {segment.key: make_segment(c, segment) for segment in segments(c)}
     self.encoder = NeighbourEncoder(c)
     if c.encoder_width is not None:
       self.encoder_embedding = Embedding(c.encoder_stack)
@@ -139,14 +91,17 @@ class Retro(nn.Module):
     positions_BL: Array | None = None,
     encoder_mask_BNKRR: Array | None = None,
     lengths_B: Array | None = None,
-  ) -> tuple[Array, tuple[KeyValues, ...], Retrieved | None]:
+  ) -> tuple[Array, tuple[KeyValues, ...], Encoded | None]:
     """Final hidden states, and what later tokens may read; other arguments as of `__call__`.
 
     Args:
       lengths_B: each row is its last so many tokens, and computed as if alone: positions count from
         there, and what stands before is no part of any chunk.
+
+    Returns: final hidden states; keys and values of each layer (none of scanned layers); the
+    encoded neighbours, None if the gate is closed.
     """
-    c, C, L = self.config, self.config.chunk_len, tokens_BL.shape[1]
+    c, L = self.config, tokens_BL.shape[1]
     positions, is_row_BL = jnp.arange(L)[None], None
     if lengths_B is not None:
       positions = positions - (L - lengths_B[:, None])
@@ -156,64 +111,40 @@ class Retro(nn.Module):
     if is_open(gate):
       self._check_neighbours(tokens_BL, neighbours_BNKR)
 
-    def retrieve(h_BLD: Array) -> Retrieved:
+    def encode(h_BLD: Array) -> Encoded:
       chunk_mask_BNC, mask_BNKR = None, None
       documents_BL = None if is_row_BL is None else is_row_BL.astype(jnp.int32)
       if c.mask_neighbours:
         mask_BNKR, documents_BL = neighbour_mask_BNKR, segments_BL
         real_BL = jnp.ones((len(tokens_BL), L), bool) if segments_BL is None else segments_BL > 0
-        chunk_mask_BNC = split_chunks(real_BL, C)
+        chunk_mask_BNC = split_chunks(real_BL, c.chunk_len)
       if is_row_BL is not None:
         h_BLD = jnp.where(is_row_BL[:, :, None], h_BLD, 0)
-      keys_values = self.encode_neighbours(
-        split_chunks(h_BLD, C), neighbours_BNKR, mask_BNKR, chunk_mask_BNC, encoder_mask_BNKRR
+      encoded_BNKRE = self.encode_neighbours(
+        split_chunks(h_BLD, c.chunk_len),
+        neighbours_BNKR,
+        mask_BNKR,
+        chunk_mask_BNC,
+        encoder_mask_BNKRR,
       )
-      keep_BNC = may_read(mask_BNKR, documents_BL, C)
+      keep_BNC = may_read(mask_BNKR, documents_BL, c.chunk_len)
       merge = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])
-      return Retrieved(keys_values, merge(mask_BNKR), merge(keep_BNC))
+      return Encoded(encoded_BNKRE, merge(mask_BNKR), merge(keep_BNC))
 
-    read = lambda n, h_BLD, retrieved: self.decoder[n].cross_attention(h_BLD, retrieved, n)
     x_BLD = self.embedding(tokens_BL, positions_BL)
-    mask_B1LL = causal_mask(segments_BL, L)
-    return self.run_layers(x_BLD, mask_B1LL, positions, gate, retrieve, read)
-
-  def run_layers(
-    self,
-    x_BTD: Array,
-    mask_B1TU: Array,
-    positions: Array,
-    gate: float | Array,
-    retrieve: Callable[[Array], Any],
-    read: Callable[[int, Array, Any], Array],
-    past: tuple[KeyValues, ...] | None = None,
-    slot: Array | None = None,
-  ) -> tuple[Array, tuple[KeyValues, ...], Any]:
-    """The decoder, for whole sequences and for single tokens alike.
-
-    Args:
-      retrieve: called once, at the first cross-attention layer, with its normed stream; returns
-        what there is to read.
-      read: what layer n adds to the stream, from its number, its normed stream and what there is.
-      past: keys and values of each layer to extend from `slot` on; attention is over all of them.
-
-    Returns: final hidden states; keys and values of each layer; what `retrieve` returned, or None.
-    """
-    c = self.config
-    gate_B11 = jnp.broadcast_to(jnp.asarray(gate, x_BTD.dtype), x_BTD.shape[:1])[:, None, None]
-    keys_values, retrieved = [], None
-    for n, layer in enumerate(self.decoder):
-      added, kept = layer.self_attention(
-        x_BTD, mask_B1TU, positions, None if past is None else past[n], slot
-      )
+    gate_B11 = jnp.broadcast_to(jnp.asarray(gate, x_BLD.dtype), x_BLD.shape[:1])[:, None, None]
+    keys_values, encoded = [], None
+    for segment in segments(c):
+      layers = self.decoder[segment.key]
+      if is_open(gate) and segment.first == c.retro_layers[0]:
+        x_BLD, kept = layers.attend(x_BLD, positions, segments_BL)
+        encoded = encode(layers.cross_attention.normalize(x_BLD))
+        x_BLD = layers.finish(x_BLD, gate_B11, encoded)
+      else:
+        memory = encoded if any(segment.reads) else None
+        x_BLD, kept = layers(x_BLD, positions, segments_BL, gate_B11, memory)
       keys_values.append(kept)
-      x_BTD += added
-      if is_open(gate) and n in c.retro_layers:
-        h_BTD = layer.cross_attention.normalize(x_BTD)
-        if retrieved is None:
-          retrieved = retrieve(h_BTD)
-        x_BTD += gate_B11 * read(n, h_BTD, retrieved)
-      x_BTD += layer.mlp(x_BTD)
-    return self.normalize(x_BTD), tuple(keys_values), retrieved
+    return self.normalize(x_BLD), tuple(keys_values), encoded
 
   def normalize(self, x_BTD: Array) -> Array:
     """The final norm, if the model has one."""
@@ -226,8 +157,8 @@ class Retro(nn.Module):
     neighbour_mask_BNKR: Array | None,
     chunk_mask_BNC: Array | None,
     encoder_mask_BNKRR: Array | None = None,
-  ) -> dict[int, KeyValues]:
-    """Keys and values of the neighbours of each chunk, for each layer with cross-attention."""
+  ) -> Array:
+    """The encoded neighbours of each chunk, [B, N, K, R, E]."""
     *shape, R = neighbours_BNKR.shape
     embedding = self.embedding if self.config.encoder_width is None else self.encoder_embedding
     embedded = embedding(neighbours_BNKR.reshape(-1, R)).reshape(*shape, R, -1)
@@ -235,9 +166,7 @@ class Retro(nn.Module):
     if neighbour_mask_BNKR is not None:
       real_BNK1R = neighbour_mask_BNKR[:, :, :, None]
       mask_BNKRR = real_BNK1R if mask_BNKRR is None else mask_BNKRR & real_BNK1R
-    encoded_BNKRE = self.encoder(embedded, chunks_BNCD, mask_BNKRR, chunk_mask_BNC)
-    keys_values = lambda n: self.decoder[n].cross_attention.keys_values(encoded_BNKRE)
-    return {n: keys_values(n) for n in self.config.retro_layers}
+    return self.encoder(embedded, chunks_BNCD, mask_BNKRR, chunk_mask_BNC)
 
   def head_kernel(self) -> Array:
     """The output matrix, [D, V]."""

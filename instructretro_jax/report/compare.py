@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from instructretro_jax import manifest
-from instructretro_jax.report.tables import CATEGORIES, KINDS, RUNS, Cell, Table, format_number
+from instructretro_jax.report.tables import (
+  CATEGORIES,
+  KINDS,
+  RUNS,
+  Cell,
+  Table,
+  format_number,
+  table_of,
+)
 
 Key = tuple[str, str, str]  # arm, neighbours, category
 
@@ -80,11 +88,7 @@ def _table(
   title: str, labels: Mapping[str, str], lines: Mapping[Cell, Mapping[str, Cell]]
 ) -> Table:
   shown = [name for name in labels if any(name in cells for cells in lines.values())]
-  columns = (Cell('arm'), *(Cell(labels[name]) for name in shown))
-  rows = [
-    (name, *(cells.get(column, Cell('–')) for column in shown)) for name, cells in lines.items()
-  ]
-  return Table(title, columns, tuple(rows))
+  return table_of(title, {name: Cell(labels[name]) for name in shown}, lines)
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:

@@ -48,6 +48,16 @@ class Table:
   rows: tuple[tuple[Cell, ...], ...]
 
 
+def table_of(
+  title: str, columns: Mapping[str, Cell], lines: Mapping[Cell, Mapping[str, Cell]]
+) -> Table:
+  """A row per arm, with its cells by the keys of the columns; a dash where it has none."""
+  body = [
+    (name, *(cells.get(key, Cell(_ABSENT)) for key in columns)) for name, cells in lines.items()
+  ]
+  return Table(title, (Cell('arm'), *columns.values()), tuple(body))
+
+
 def perplexity_table(rows: Sequence[Row]) -> Table:
   """Perplexity with its interval by kind of token, and bits per byte; a row per arm and mode."""
   title = 'Perplexity by kind of token (95 % interval)'
@@ -77,13 +87,8 @@ def question_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
         counts[row['task']] = row['count']
         name = Cell(row['arm'], _reading(row))
         lines.setdefault(name, {})[row['task']] = _with_interval(row['value'], row)
-    columns = [Cell(task, f'{counts[task]:,} questions') for task in tasks if task in counts]
-    body = [
-      (name, *(cells.get(column.text, Cell(_ABSENT)) for column in columns))
-      for name, cells in lines.items()
-    ]
-    title = f'Questions: {label} (95 % interval)'
-    tables.append(Table(title, (Cell('arm'), *columns), tuple(body)))
+    columns = {t: Cell(t, f'{counts[t]:,} questions') for t in tasks if t in counts}
+    tables.append(table_of(f'Questions: {label} (95 % interval)', columns, lines))
   return tuple(tables)
 
 
@@ -152,14 +157,8 @@ def _by_category(
     cells[row['category']] = _with_interval(row['perplexity'], row)
     if row['bits_per_byte'] is not None:
       cells['bits'] = Cell(f'{row["bits_per_byte"]:.3f}')
-  columns = [Cell('arm'), *(Cell(labels[c], f'{tokens[c]:,} tok') for c in shown)]
-  if with_bits:
-    columns.append(Cell('bits', 'a byte'))
-    shown.append('bits')
-  body = [
-    (name, *(cells.get(key, Cell(_ABSENT)) for key in shown)) for name, cells in lines.items()
-  ]
-  return Table(title, tuple(columns), tuple(body))
+  columns = {c: Cell(labels[c], f'{tokens[c]:,} tok') for c in shown}
+  return table_of(title, columns | ({'bits': Cell('bits', 'a byte')} if with_bits else {}), lines)
 
 
 def _with_interval(value: float, row: Row) -> Cell:

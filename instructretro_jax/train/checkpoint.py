@@ -11,7 +11,7 @@ from typing import Any
 from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -19,6 +19,7 @@ from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
 from instructretro_jax.lazy_params import LazyArray, LazyParams
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.model.segments import locate, one_by_one, unstack_layers
 from instructretro_jax.train.step import TrainState
 
 _PIECE_BYTES = 1 << 30  # of an array spread over processes that one of them holds at a time
@@ -61,8 +62,8 @@ class Checkpoints:
 def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]]:
   """Model configuration, parameters and record of a finished (or begun) training stage.
 
-  Parameters are host arrays, whatever devices wrote them; the optimiser's state is not read. Any
-  process may call it alone.
+  Parameters are host arrays, whatever devices wrote them, with one entry a layer, even if layers
+  were scanned; the optimiser's state is not read. Any process may call it alone.
 
   Raises StageError if the folder has no checkpoint.
   """
@@ -75,34 +76,52 @@ def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]
     tree = checkpointer.restore(step / 'state', args=args)
   flat = {**tree['trainable'], **(tree['frozen'] or {})}
   record = load_record(stage_folder)
-  return config_from_json(record['model']), traverse_util.unflatten_dict(flat, sep='/'), record
+  config = config_from_json(record['model'])
+  params = unstack_layers(traverse_util.unflatten_dict(flat, sep='/'), config)
+  return one_by_one(config), params, record
 
 
-def restore_params(stage_folder: Path, shardings: Mapping[str, Sharding]) -> dict[str, jax.Array]:
+def restore_params(
+  stage_folder: Path, shardings: Mapping[str, NamedSharding]
+) -> dict[str, jax.Array]:
   """The parameters at these paths, read straight to the devices of their shardings; no others.
 
-  Every process of the run must call it. Raises StageError if the folder has no checkpoint, or the
+  Paths have one entry a layer; of scanned layers, whole stacks are read and taken apart. Every
+  process of the run must call it. Raises StageError if the folder has no checkpoint, or the
   checkpoint lacks a path.
   """
-  step = _latest(stage_folder)
+  step, config = _latest(stage_folder), config_from_json(load_record(stage_folder)['model'])
+  held = {}
+  for path, sharding in shardings.items():
+    name, index = locate(path, config)
+    stacked = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+    held[name] = sharding if index is None else stacked
   with ocp.PyTreeCheckpointer() as checkpointer:
     whole = checkpointer.metadata(step / 'state').item_metadata.tree
     parts = {name: whole[name] or {} for name in ('trainable', 'frozen')}
-    if missing := sorted(shardings.keys() - parts['trainable'].keys() - parts['frozen'].keys()):
+    if missing := sorted(held.keys() - parts['trainable'].keys() - parts['frozen'].keys()):
       raise manifest.StageError(f'the checkpoint of {stage_folder} has no {missing[:4]}')
     wanted = {
-      name: {path: x for path, x in part.items() if path in shardings}
-      for name, part in parts.items()
+      name: {path: x for path, x in part.items() if path in held} for name, part in parts.items()
     }
-    place = lambda part: {path: ocp.ArrayRestoreArgs(sharding=shardings[path]) for path in part}
+    place = lambda part: {path: ocp.ArrayRestoreArgs(sharding=held[path]) for path in part}
     where = {name: place(part) for name, part in wanted.items()}
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=where, partial_restore=True)
     tree = checkpointer.restore(step / 'state', args=args)
-  return {**tree['trainable'], **(tree['frozen'] or {})}
+  flat = {**tree['trainable'], **(tree['frozen'] or {})}
+
+  def pick(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    single = unstack_layers(traverse_util.unflatten_dict(flat, sep='/'), config)
+    flat = traverse_util.flatten_dict(single, sep='/')
+    return {path: flat[path] for path in shardings}
+
+  if one_by_one(config) == config:
+    return flat
+  return jax.jit(pick, out_shardings=dict(shardings))(flat)
 
 
 def param_shapes(stage_folder: Path) -> tuple[RetroConfig, dict[str, tuple[int, ...]]]:
-  """Model configuration and shapes of the parameters by path, read without the parameters.
+  """What `load_params` would return: the model's configuration, and shapes of parameters by path.
 
   Raises StageError if the folder has no checkpoint.
   """
@@ -110,7 +129,11 @@ def param_shapes(stage_folder: Path) -> tuple[RetroConfig, dict[str, tuple[int, 
     tree = checkpointer.metadata(_latest(stage_folder) / 'state').item_metadata.tree
   flat = {**tree['trainable'], **(tree['frozen'] or {})}
   config = config_from_json(load_record(stage_folder)['model'])
-  return config, {path: tuple(x.shape) for path, x in flat.items()}
+  held = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in flat.items()}
+  nested = traverse_util.unflatten_dict(held, sep='/')
+  params = jax.eval_shape(lambda params: unstack_layers(params, config), nested)
+  flat = traverse_util.flatten_dict(params, sep='/')
+  return one_by_one(config), {path: x.shape for path, x in flat.items()}
 
 
 def load_record(stage_folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from flax import linen as nn
 from flax import traverse_util
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
@@ -116,9 +117,8 @@ def write_checkpoint(
 
 
 def _check(abstract: Any, params: LazyParams) -> None:
-  is_box = lambda x: hasattr(x, 'names')
-  unboxed = jax.tree.map(lambda x: x.value, abstract, is_leaf=is_box)
-  wanted = {p: x.shape for p, x in traverse_util.flatten_dict(unboxed, sep='/').items()}
+  wanted = traverse_util.flatten_dict(nn.unbox(abstract), sep='/')
+  wanted = {path: x.shape for path, x in wanted.items()}
   found = {p: tuple(x.shape) for p, x in params.items()}
   if found != wanted:
     wrong = sorted(p for p in wanted.keys() | found.keys() if wanted.get(p) != found.get(p))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from flax import traverse_util
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
 from instructretro_jax import manifest
@@ -18,6 +19,7 @@ from instructretro_jax.data.tasks import InstructionTuning, Task, batches
 from instructretro_jax.hosts import Hosts
 from instructretro_jax.model.config import RetroConfig, decoder_differences
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.model.segments import one_by_one, stack_layers
 from instructretro_jax.model.start import CrossAttentionStart, fit_from_gpt, start_cross_attention
 from instructretro_jax.retrieval.neighbours import NeighbourTable
 from instructretro_jax.sharding import MeshConfig, local_rows, make_mesh, put_batches
@@ -54,6 +56,7 @@ class Train(Stage):
     keep_retro: with gate 0, carry the encoder and cross-attention of `init_from` along untouched.
     start: how a new cross-attention starts (see model/start.py).
     batch_size: sequences a step.
+    num_microbatches: parts of a batch that are computed one after the other, to save memory.
     data_seed: decides the order of the examples.
     continue_data: begin behind the examples that `init_from` has seen; it must have the same
       `data_seed`, so that its order is continued.
@@ -64,6 +67,7 @@ class Train(Stage):
   optimizer: OptimizerConfig
   num_steps: int
   batch_size: int
+  num_microbatches: int = 1
   gate: float
   init_from: str | None = None
   keep_retro: bool = False
@@ -75,6 +79,11 @@ class Train(Stage):
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
+    if self.batch_size % self.num_microbatches:
+      raise ValueError(
+        f'{self.name}: batch_size {self.batch_size} is no multiple of num_microbatches '
+        f'{self.num_microbatches}'
+      )
     if self.continue_data and self.init_from is None:
       raise ValueError(
         f'{self.name}: continue_data needs init_from, the arm whose data it continues'
@@ -82,6 +91,10 @@ class Train(Stage):
 
   unlisted: ClassVar[frozenset[str]] = frozenset({'logs', 'checkpoints'})
   on_all_hosts: ClassVar[bool] = True
+
+  @property
+  def _with_retrieval(self) -> bool:
+    return self.gate != 0 or self.keep_retro
 
   def reads(self) -> tuple[str, ...]:
     return (*self.task.reads(), *([self.init_from] if self.init_from else []))
@@ -97,14 +110,16 @@ class Train(Stage):
     record = {'model': manifest.to_json(self.model), 'vocabulary': vocabulary.fingerprint(vocab)}
     first_example = self._first_example(root)
     mesh = make_mesh(self.mesh)
-    params = abstract_params(self.model, self.gate != 0 or self.keep_retro, mesh)
+    params = abstract_params(self.model, self._with_retrieval, mesh)
     abstract, optimizer = abstract_state(params, self.optimizer, self.num_steps)
     checkpoints = Checkpoints(folder / 'checkpoints')
     with jax.set_mesh(mesh):
       if checkpoints.latest_step() is not None:
         state = checkpoints.restore(abstract)
       else:
-        state = first_state(self._first_params(root, params, record), optimizer, abstract)
+        stack = lambda params: stack_layers(params, self.model)
+        stack = jax.jit(stack, out_shardings=shardings_of(params))
+        state = first_state(stack(self._first_params(root, mesh, record)), optimizer, abstract)
       stream = batches(
         source,
         vocab,
@@ -115,7 +130,7 @@ class Train(Stage):
         rows=local_rows(mesh, self.batch_size),
       )
       step_fn = jax.jit(
-        make_train_step(Retro(self.model), optimizer, self.gate),
+        make_train_step(Retro(self.model), optimizer, self.gate, self.num_microbatches),
         donate_argnums=0,
         out_shardings=(shardings_of(abstract), None),
       )
@@ -165,17 +180,19 @@ class Train(Stage):
       )
     return data['example']
 
-  def _first_params(self, root: Path, abstract: Params, record: dict[str, Any]) -> Params:
-    """Parameters at step 0: from `init_from`, and fresh where it has none."""
+  def _first_params(self, root: Path, mesh: Mesh, record: dict[str, Any]) -> Params:
+    """Parameters at step 0, one entry a layer: those of `init_from`, others fresh."""
+    model = one_by_one(self.model)
+    abstract = abstract_params(model, self._with_retrieval, mesh)
     given = self._given_params(root, abstract, record) if self.init_from else {}
     if given.keys() == traverse_util.flatten_dict(abstract, sep='/').keys():
       return traverse_util.unflatten_dict(given, sep='/')
-    params = fresh_params(self.model, self.seed, abstract)
+    params = fresh_params(model, self.seed, abstract)
     if self.gate != 0:
       params = start_cross_attention(params, self.start)
     if given:
       params = fit_from_gpt(traverse_util.unflatten_dict(given, sep='/'), params)
-    return jax.tree.map(jax.device_put, params, shardings_of(abstract))
+    return params
 
   def _given_params(
     self, root: Path, abstract: Params, record: dict[str, Any]

@@ -16,6 +16,8 @@ from instructretro_jax.array_types import Params
 class OptimizerConfig:
   """AdamW (Loshchilov & Hutter 2019), clipped, with linear warm-up and cosine decay.
 
+  A `final_share` of 1 keeps the rate constant.
+
   Attributes:
     group_rates: (pattern, multiplier) pairs; the first pattern found in the path of a parameter
       multiplies its learning rate. 0 freezes it: no gradient, no moments, no decay. A parameter
@@ -24,11 +26,13 @@ class OptimizerConfig:
 
   learning_rate: float
   final_share: float = 0.1  # of the learning rate, at the last step
-  warmup_share: float = 0.05  # of the steps
+  warmup_share: float = 0.05  # of the steps; 0 begins at the full rate
+  decay_share: float = 1.0  # of the steps, warm-up included; behind it, the final rate
   b1: float = 0.9
   b2: float = 0.95
   weight_decay: float = 0.1  # not of norms, biases and embeddings
   clip_norm: float = 1.0
+  moments_dtype: str = 'float32'  # of both moments at rest; 'bfloat16' saves 4 bytes a parameter
   group_rates: tuple[tuple[str, float], ...] = ()
 
 
@@ -55,13 +59,34 @@ def join_params(trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -
 
 def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
   """Learning rate by step."""
+  warmup_steps = max(1, round(config.warmup_share * num_steps)) if config.warmup_share else 0
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
     peak_value=config.learning_rate,
-    warmup_steps=max(1, round(config.warmup_share * num_steps)),
-    decay_steps=max(2, num_steps),
+    warmup_steps=warmup_steps,
+    decay_steps=max(warmup_steps + 1, round(config.decay_share * num_steps)),
     end_value=config.final_share * config.learning_rate,
   )
+
+
+def is_decayed(path: str) -> bool:
+  """Whether weight decay acts on a parameter: not on norms, biases and embeddings."""
+  return 'embedding' not in path and path.rpartition('/')[2] not in ('scale', 'bias')
+
+
+def _stored_as(adam: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+  """Adam whose moments are float32 while they are used and `dtype` between steps."""
+  if dtype == 'float32':
+    return adam
+  cast = lambda state, to: state._replace(
+    mu=optax.tree_utils.tree_cast(state.mu, to), nu=optax.tree_utils.tree_cast(state.nu, to)
+  )
+
+  def update(grads, state, params=None):
+    updates, state = adam.update(grads, cast(state, 'float32'), params)
+    return updates, cast(state, dtype)
+
+  return optax.GradientTransformation(lambda params: cast(adam.init(params), dtype), update)
 
 
 def make_optimizer(
@@ -69,13 +94,13 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """The optimiser of flat trainable parameters."""
   rates = {path: rate_of(path, config.group_rates) for path in trainable}
-  decayed = {path: x.ndim > 1 and 'embedding' not in path for path, x in trainable.items()}
+  decayed = {path: is_decayed(path) for path in trainable}
   by_group = optax.stateless(
     lambda updates, _: {path: update * rates[path] for path, update in updates.items()}
   )
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
-    optax.scale_by_adam(config.b1, config.b2),
+    _stored_as(optax.scale_by_adam(config.b1, config.b2), config.moments_dtype),
     optax.add_decayed_weights(config.weight_decay, mask=decayed),
     by_group,
     optax.scale_by_learning_rate(schedule(config, num_steps)),

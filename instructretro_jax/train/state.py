@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
@@ -21,6 +22,9 @@ from instructretro_jax.train.step import TrainState
 
 def init_params(config: RetroConfig, seed: int, with_retrieval: bool) -> Params:
   """Fresh parameters, boxed with their logical axes; the decoder's alone without retrieval."""
+  # kernels have no parameters, and may not take sequences as short as these
+  decoder = dataclasses.replace(config.decoder, attention='dot_product')
+  config = dataclasses.replace(config, decoder=decoder)
   tokens = jnp.zeros((1, config.chunk_len), jnp.int32)
   neighbours = jnp.zeros((1, 1, 1, 2 * config.chunk_len), jnp.int32)
   model, key = Retro(config), jax.random.key(seed)

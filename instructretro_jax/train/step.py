@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -45,17 +46,23 @@ def losses_of_batch(model: Retro, params: Params, batch: Batch, gate: float | Ar
 
 
 def make_train_step(
-  model: Retro, optimizer: optax.GradientTransformation, gate: float
+  model: Retro, optimizer: optax.GradientTransformation, gate: float, num_microbatches: int = 1
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-  """The step to be compiled: mean loss over the masked tokens of the batch, one update."""
+  """The step to be compiled: mean loss over the masked tokens of the batch, one update.
+
+  Args:
+    num_microbatches: parts of the batch that are computed one after the other, with gradients added
+      up in float32: memory for activations falls, the update stays. Must divide the batch size.
+  """
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-    def mean_loss(trainable: dict[str, Array]) -> Array:
+    def total_loss(trainable: dict[str, Array], part: Batch) -> Array:
       params = join_params(trainable, state.frozen)
-      total = losses_of_batch(model, params, batch, gate).sum()
-      return total / jnp.maximum(batch['loss_mask'].sum(), 1)
+      return losses_of_batch(model, params, part, gate).sum()
 
-    loss, grads = jax.value_and_grad(mean_loss)(state.trainable)
+    sums = _sum_over_parts(jax.value_and_grad(total_loss), state.trainable, batch, num_microbatches)
+    num_targets = jnp.maximum(batch['loss_mask'].sum(), 1)
+    loss, grads = jax.tree.map(lambda x: x / num_targets, sums)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     tokens = (batch['segments'] > 0).sum()  # of the whole batch, whoever read it
     metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads), 'tokens': tokens}
@@ -65,3 +72,20 @@ def make_train_step(
     ), metrics
 
   return step
+
+
+def _sum_over_parts(
+  function: Callable[[Any, Batch], Any], trainable: Any, batch: Batch, num_parts: int
+) -> Any:
+  """The sum of `function` over parts of the batch, each with its rows from all devices."""
+  if num_parts == 1:
+    return function(trainable, batch)
+  cut = lambda x: jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1)
+
+  def add(sums: Any, part: Batch) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, sums, function(trainable, part)), None
+
+  parts = jax.tree.map(cut, batch)
+  first = jax.tree.map(lambda x: x[0], parts)
+  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, trainable, first))
+  return jax.lax.scan(add, zeros, parts)[0]

@@ -45,7 +45,7 @@ def model_of(name):
 
 def sizes(config):
   """Number of values by path, of the decoder alone and of all."""
-  config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, remat=False))
+  config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, remat='none'))
   abstract = nn.unbox(jax.eval_shape(lambda: init_params(config, 0, True)))
   flat = traverse_util.flatten_dict(abstract, sep='/')
   every = {path: math.prod(x.shape) for path, x in flat.items()}

@@ -6,11 +6,13 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from instructretro_jax import manifest
 from instructretro_jax.data.batches import example_ids
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.model.segments import one_by_one
 from instructretro_jax.train import loop
 from instructretro_jax.train.checkpoint import load_params
 from instructretro_jax.train.optimizer import OptimizerConfig
@@ -86,6 +88,26 @@ def test_a_fit_continues_the_stream_of_its_gpt(root):
     train(root, 'other', data_seed=6, init_from='gpt', continue_data=True)
   with pytest.raises(ValueError, match='needs init_from'):
     train(root, 'alone', continue_data=True)
+
+
+def test_scanned_layers_train_alike(root):
+  """Retro-fits of one GPT, with layers one by one and scanned: the same parameters."""
+  decoder = dataclasses.replace(MODEL.decoder, num_layers=4, scan_layers=True)
+  scanned = dataclasses.replace(MODEL, decoder=decoder, cross_attention_layers=(1,))
+  train(root, 'gpt', model=scanned, num_steps=2)
+  for name, model in (('scanned', scanned), ('single', one_by_one(scanned))):
+    train(root, name, model=model, init_from='gpt', num_steps=2)
+  assert 'decoder_2_to_3' in load_tree(root / 'scanned')
+  (config, params, _), (other, expected, _) = (load_params(root / n) for n in ('scanned', 'single'))
+  assert config == other
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
+
+
+def load_tree(folder):
+  """First parts of the paths of the parameters as they are saved."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    state = checkpointer.metadata(folder.absolute() / 'checkpoints' / '2' / 'state')
+  return {path.split('/')[0] for path in state.item_metadata.tree['trainable']}
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(root):

@@ -8,6 +8,7 @@ import pytest
 
 from instructretro_jax.train.optimizer import (
   OptimizerConfig,
+  is_decayed,
   join_params,
   make_optimizer,
   rate_of,
@@ -16,7 +17,7 @@ from instructretro_jax.train.optimizer import (
 )
 
 PARAMS = {
-  'decoder_0': {'mlp': {'kernel': jnp.ones((2, 2)), 'norm': jnp.ones(2)}},
+  'decoder_0': {'mlp': {'kernel': jnp.ones((2, 2)), 'norm': {'scale': jnp.ones(2)}}},
   'encoder': {'kernel': jnp.ones((2, 2))},
 }
 RATES = (('encoder', 2.0), ('norm', 0.0))
@@ -30,7 +31,7 @@ def test_first_pattern_wins():
 
 def test_frozen_parameters_have_no_state_and_come_back():
   trainable, frozen = split_trainable(PARAMS, RATES)
-  assert set(frozen) == {'decoder_0/mlp/norm'}
+  assert set(frozen) == {'decoder_0/mlp/norm/scale'}
   config = OptimizerConfig(learning_rate=0.1, group_rates=RATES)
   state = make_optimizer(config, 10, trainable).init(trainable)
   sizes = [x.size for x in jax.tree.leaves(state)]
@@ -46,13 +47,39 @@ def test_rates_scale_updates_and_norms_do_not_decay():
   optimizer = make_optimizer(config, 10, trainable)
   state = optimizer.init(trainable)
   zeros = jax.tree.map(jnp.zeros_like, trainable)
-  for _ in range(2):  # the first step is at rate 0
+  for _ in range(2):
     updates, state = optimizer.update(zeros, state, trainable)
   updated = optax.apply_updates(trainable, updates)
-  np.testing.assert_array_equal(updated['decoder_0/mlp/norm'], trainable['decoder_0/mlp/norm'])
+  np.testing.assert_array_equal(
+    updated['decoder_0/mlp/norm/scale'], trainable['decoder_0/mlp/norm/scale']
+  )
   moved = {path: float(1 - x[0, 0]) for path, x in updated.items() if x.ndim == 2}
   assert moved['decoder_0/mlp/kernel'] > 0
   assert moved['encoder/kernel'] == pytest.approx(2 * moved['decoder_0/mlp/kernel'], rel=1e-4)
+
+
+def test_what_decays_is_told_by_name_so_that_stacked_norms_do_not():
+  decayed = ('decoder_0/mlp/up/kernel', 'head', 'encoder/layer_0/relative_bias/table')
+  kept = ('decoder_0/mlp/norm/scale', 'decoder_0/mlp/up/bias', 'embedding/table')
+  assert all(is_decayed(path) for path in decayed)
+  assert not any(is_decayed(path) for path in kept)
+
+
+def test_narrow_moments_are_close_and_narrow():
+  states, params = {}, {}
+  for dtype in ('float32', 'bfloat16'):
+    config = OptimizerConfig(learning_rate=0.01, moments_dtype=dtype)
+    params[dtype] = {'kernel': jnp.linspace(-1, 1, 64)}
+    optimizer = make_optimizer(config, 20, params[dtype])
+    states[dtype] = optimizer.init(params[dtype])
+    for n in range(10):
+      grads = {'kernel': jnp.sin(params[dtype]['kernel'] * (n + 1))}
+      updates, states[dtype] = optimizer.update(grads, states[dtype], params[dtype])
+      params[dtype] = optax.apply_updates(params[dtype], updates)
+  dtypes = lambda name: {x.dtype.name for x in jax.tree.leaves(states[name]) if x.ndim}
+  assert dtypes('bfloat16') == {'bfloat16'} and dtypes('float32') == {'float32'}
+  np.testing.assert_allclose(params['bfloat16']['kernel'], params['float32']['kernel'], atol=2e-3)
+  assert not np.array_equal(params['bfloat16']['kernel'], params['float32']['kernel'])
 
 
 def test_schedule_ends_at_its_share():
@@ -65,3 +92,12 @@ def test_schedule_ends_at_its_share():
 def test_freezing_everything_is_refused():
   with pytest.raises(ValueError, match='freeze every parameter'):
     split_trainable(PARAMS, (('', 0.0),))
+
+
+def test_schedule_may_end_early_and_begin_at_once():
+  config = OptimizerConfig(learning_rate=1.0, warmup_share=0.0, decay_share=0.5)
+  rate = schedule(config, 100)
+  assert float(rate(0)) == 1 and float(rate(25)) == pytest.approx(0.55)
+  assert float(rate(50)) == float(rate(100)) == pytest.approx(0.1)
+  constant = schedule(OptimizerConfig(learning_rate=1.0, warmup_share=0.0, final_share=1.0), 100)
+  assert {float(constant(n)) for n in (0, 1, 50, 100)} == {1.0}

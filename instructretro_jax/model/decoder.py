@@ -1,0 +1,119 @@
+"""The decoder's layers: self-attention, what is read from neighbours, MLP; alone or in a scan."""
+
+from __future__ import annotations
+
+from flax import linen as nn
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from instructretro_jax.array_types import Array
+from instructretro_jax.model.attention import Attention, KeyValues
+from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.model.cross_attention import ChunkedCrossAttention, Encoded
+from instructretro_jax.model.layers import FeedForward, Norm
+from instructretro_jax.model.remat import rematerialised
+from instructretro_jax.model.segments import Segment
+from instructretro_jax.sharding import constrain
+
+
+class SelfAttention(nn.Module):
+  """Causal self-attention with the norm before it; returns what is added to the stream."""
+
+  config: DecoderConfig
+
+  def setup(self):
+    self.norm = Norm(self.config)
+    self.attention = Attention(self.config, self.config.kv_heads)
+
+  def __call__(
+    self, x_BLD: Array, positions: Array, segments_BL: Array | None
+  ) -> tuple[Array, KeyValues]:
+    """Over whole sequences, inside of a segment; also returns the keys and values."""
+    h, positions = self.norm(x_BLD), self._rotary(positions)
+    keys_values = self.attention.keys_values(h, positions)
+    queries = self.attention.queries(h, positions)
+    return self.attention.read_causally(queries, keys_values, segments_BL), keys_values
+
+  def extend(
+    self, x_BTD: Array, positions: Array, past: KeyValues, slot: Array, mask_B1TU: Array
+  ) -> tuple[Array, KeyValues]:
+    """Over `past` with the keys and values of `x_BTD` written from `slot` on, which it returns."""
+    h, positions = self.norm(x_BTD), self._rotary(positions)
+    write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
+    keys_values = jax.tree.map(write, past, self.attention.keys_values(h, positions))
+    queries = self.attention.queries(h, positions)
+    return self.attention.read(queries, keys_values, mask_B1TU), keys_values
+
+  def _rotary(self, positions: Array) -> Array | None:
+    return positions if self.config.positions == 'rotary' else None
+
+
+class DecoderLayer(nn.Module):
+  """One layer; `attend` ends and `finish` begins where neighbours are read."""
+
+  config: RetroConfig
+
+  def setup(self):
+    c = self.config
+    self.self_attention = SelfAttention(c.decoder)
+    self.cross_attention = ChunkedCrossAttention(c)
+    self.mlp = FeedForward(c.decoder, c.decoder.ff_width)
+
+  def __call__(
+    self,
+    x_BLD: Array,
+    positions: Array,
+    segments_BL: Array | None,
+    gate_B11: Array,
+    encoded: Encoded | None,
+  ) -> tuple[Array, KeyValues]:
+    """The stream after the layer, and its keys and values; nothing is read if `encoded` is None."""
+    x_BLD, keys_values = self.attend(x_BLD, positions, segments_BL)
+    return self.finish(x_BLD, gate_B11, encoded), keys_values
+
+  def attend(
+    self, x_BLD: Array, positions: Array, segments_BL: Array | None
+  ) -> tuple[Array, KeyValues]:
+    """The stream after self-attention."""
+    added, keys_values = self.self_attention(x_BLD, positions, segments_BL)
+    return checkpoint_name(x_BLD + added, 'stream'), keys_values
+
+  def finish(self, x_BLD: Array, gate_B11: Array, encoded: Encoded | None) -> Array:
+    """The stream after chunked cross-attention and MLP."""
+    if encoded is not None:
+      h_BLD = self.cross_attention.normalize(x_BLD)
+      read_BLD = self.cross_attention(h_BLD, encoded)
+      x_BLD = checkpoint_name(x_BLD + gate_B11 * read_BLD, 'stream')
+    return constrain(x_BLD + self.mlp(x_BLD), 'batch', 'act_length', 'act_embed')
+
+
+class LayerGroup(nn.Module):
+  """Layers that follow each other, as the body of a scan."""
+
+  config: RetroConfig
+  reads: tuple[bool, ...]
+
+  @nn.compact
+  def __call__(self, x_BLD: Array, positions, segments_BL, gate_B11, encoded) -> tuple[Array, None]:
+    layer = rematerialised(DecoderLayer, self.config.decoder.remat)
+    for j, reads in enumerate(self.reads):
+      x_BLD, _ = layer(self.config, name=f'layer_{j}')(
+        x_BLD, positions, segments_BL, gate_B11, encoded if reads else None
+      )
+    return x_BLD, None
+
+
+def make_segment(config: RetroConfig, segment: Segment) -> nn.Module:
+  """The module of a segment: a `DecoderLayer`, or a scan over a `LayerGroup`."""
+  if segment.count == 1:
+    methods = ('__call__', 'attend', 'finish')
+    return rematerialised(DecoderLayer, config.decoder.remat, methods)(config)
+  scanned = nn.scan(
+    LayerGroup,
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    in_axes=nn.broadcast,
+    length=segment.count,
+    metadata_params={nn.PARTITION_NAME: 'layers'},
+  )
+  return scanned(config, segment.reads)

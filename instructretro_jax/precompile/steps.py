@@ -1,0 +1,184 @@
+"""The steps of an experiment on abstract arguments: nothing is allocated, read or run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from instructretro_jax import manifest
+from instructretro_jax.array_types import Params
+from instructretro_jax.data.tasks import InstructionTuning, LanguageModel
+from instructretro_jax.inference.cache import Cache, compile_step, prefill
+from instructretro_jax.model import flops
+from instructretro_jax.model.retro import Retro, is_open
+from instructretro_jax.model.segments import one_by_one
+from instructretro_jax.pipeline import Experiment
+from instructretro_jax.sharding import batch_sharding, to_spec
+from instructretro_jax.train.loop import Train
+from instructretro_jax.train.state import abstract_params, abstract_state, shardings_of
+from instructretro_jax.train.step import make_train_step
+
+STEPS = ('train', 'decode', 'instruct')
+_DECODER = re.compile(r'decoder(?!.*/cross_attention/)')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+  """A jitted function with its abstract arguments, and what is known of it beforehand.
+
+  Attributes:
+    model_flops: of all devices together.
+    model_flops_masked: the same with causal attention counted in full.
+  """
+
+  function: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  parameters: int
+  trained_parameters: int
+  model_flops: float
+  model_flops_masked: float
+
+  def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+    """The step as the compiler gets it."""
+    with jax.set_mesh(mesh):
+      return self.function.lower(*self.arguments)
+
+
+def find_arm(experiment: Experiment, step: str, name: str | None = None) -> Train:
+  """The arm of that name, or else the last one that the kind of step fits.
+
+  Raises StageError if the experiment has no such arm.
+  """
+  task = InstructionTuning if step == 'instruct' else LanguageModel
+  arms = {m.name: m for m in experiment.stages if isinstance(m, Train)}
+  fitting = [arm for arm in arms.values() if isinstance(arm.task, task)]
+  if name is None and fitting:
+    return fitting[-1]
+  if name not in arms:
+    raise manifest.StageError(
+      f'the experiment has no arm {name or f"for step {step}"!r}; its arms are {list(arms)}'
+    )
+  return arms[name]
+
+
+def make_step(arm: Train, step: str, mesh: Mesh, batch_size: int | None = None) -> Step:
+  """The step of an arm at its batch size, or another."""
+  batch_size = batch_size or arm.batch_size
+  rows = mesh.shape['data'] * mesh.shape['fsdp']
+  if batch_size % rows:
+    raise manifest.StageError(
+      f'a batch of {batch_size} cannot be split over {rows} devices (data x fsdp of the mesh): '
+      'give another batch size, or more of the devices to tensor'
+    )
+  build = _decode_step if step == 'decode' else _train_step
+  return build(arm, mesh, batch_size)
+
+
+def abstract_batch(arm: Train, mesh: Mesh, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """The arrays that the arm's task gives the step."""
+  L, C = arm.task.seq_len, arm.model.chunk_len
+  shapes = {name: ((L,), jnp.int32) for name in ('tokens', 'targets', 'segments')}
+  shapes['loss_mask'] = ((L,), jnp.float32)
+  if isinstance(arm.task, LanguageModel) and arm.task.neighbours:
+    neighbours = (L // C, arm.task.num_neighbours, 2 * C)
+    shapes |= {'neighbours': (neighbours, jnp.int32), 'neighbour_mask': (neighbours, jnp.bool_)}
+  place = lambda shape, dtype: _of_batch((batch_size, *shape), dtype, mesh)
+  return {name: place(*shape_and_dtype) for name, shape_and_dtype in shapes.items()}
+
+
+def _train_step(arm: Train, mesh: Mesh, batch_size: int) -> Step:
+  open_ = is_open(arm.gate)
+  params = abstract_params(arm.model, open_ or arm.keep_retro, mesh)
+  state, optimizer = abstract_state(params, arm.optimizer, arm.num_steps)
+  function = jax.jit(
+    make_train_step(Retro(arm.model), optimizer, arm.gate, arm.num_microbatches),
+    donate_argnums=0,
+    out_shardings=(shardings_of(state), None),
+  )
+  count = functools.partial(
+    flops.train_step_flops,
+    arm.model,
+    batch_size=batch_size,
+    seq_len=arm.task.seq_len,
+    num_neighbours=getattr(arm.task, 'num_neighbours', 0),
+    is_open=open_,
+    is_decoder_frozen=not any(map(_DECODER.match, state.trainable)),
+  )
+  return Step(
+    function=function,
+    arguments=(state, abstract_batch(arm, mesh, batch_size)),
+    parameters=_size(state.trainable) + _size(state.frozen),
+    trained_parameters=_size(state.trainable),
+    model_flops=count().total,
+    model_flops_masked=count(count_masked=True).total,
+  )
+
+
+def _decode_step(arm: Train, mesh: Mesh, batch_size: int) -> Step:
+  """One token a row, with a cache as long as the sequences that the arm is trained on."""
+  open_, max_len = is_open(arm.gate), arm.task.seq_len
+  config = one_by_one(arm.model)
+  model = Retro(config)
+  params = abstract_params(config, open_, mesh)
+  cache = _abstract_cache(model, params, mesh, batch_size, max_len, arm)
+  tokens = _of_batch((batch_size,), jnp.int32, mesh)
+  count = flops.decode_step_flops(
+    arm.model,
+    batch_size=batch_size,
+    cache_len=max_len,
+    num_neighbours=getattr(arm.task, 'num_neighbours', 0),
+    is_open=open_,
+  ).total
+  return Step(
+    function=compile_step(model, open_),
+    arguments=(params, cache, tokens),
+    parameters=_size(params),
+    trained_parameters=0,
+    model_flops=count,
+    model_flops_masked=count,
+  )
+
+
+def _abstract_cache(
+  model: Retro, params: Params, mesh: Mesh, batch_size: int, max_len: int, arm: Train
+) -> Cache:
+  C = arm.model.chunk_len
+  int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  neighbours = (batch_size, 1, getattr(arm.task, 'num_neighbours', 0), 2 * C)
+  with_cache = lambda params, tokens, lengths, neighbours: model.apply(
+    {'params': params},
+    tokens,
+    lengths,
+    neighbours if is_open(arm.gate) else None,
+    max_len=max_len,
+    gate=arm.gate,
+    method=prefill,
+  )
+  cache, _ = jax.eval_shape(
+    with_cache, params, int32(batch_size, C), int32(batch_size), int32(*neighbours)
+  )
+
+  def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    if len(x.shape) == 4:  # keys and values, [B, U, G, A], are the only such arrays
+      spec = to_spec(('batch', None, 'act_kv_heads', None), x.shape, mesh)
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+    return _of_batch(x.shape, x.dtype, mesh)
+
+  return jax.tree.map(place, cache)
+
+
+def _of_batch(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
+  """An array with a row for each sequence, or a scalar."""
+  sharding = batch_sharding(shape, mesh) if shape else NamedSharding(mesh, PartitionSpec())
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _size(tree: Any) -> int:
+  return sum(x.size for x in jax.tree.leaves(tree))

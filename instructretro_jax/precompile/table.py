@@ -1,0 +1,47 @@
+"""The figures of a compiled step as a table for the console."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from instructretro_jax.precompile.topology import GIB
+
+
+def table(figures: dict[str, Any]) -> Table:
+  """One line a figure; the title says that none was measured."""
+  made = Table(title=figures['label'], box=box.SIMPLE, show_header=False)
+  made.add_column(style='bold')
+  made.add_column()
+  for name, value in _rows(figures):
+    made.add_row(name, value)
+  return made
+
+
+def _rows(f: dict[str, Any]) -> Iterator[tuple[str, str]]:
+  mesh = ' x '.join(f'{axis} {size}' for axis, size in f['mesh'].items())
+  yield 'step', f'{f["step"]} of {f["arm"]}, {f["batch_size"]} sequences'
+  yield 'on', f'{f["topology"]}: {mesh}'
+  yield 'parameters', f'{f["parameters"]:,}; trained {f["trained_parameters"]:,}'
+  gib = lambda count: f'{count / GIB:.1f} GiB'
+  yield 'fits', f'{"yes" if f["fits"] else "NO"}: {gib(f["peak_bytes"])} of {gib(f["hbm_bytes"])}'
+  if f['argument_bytes'] is None:
+    return
+  yield 'arguments', gib(f['argument_bytes'])
+  yield 'model FLOPs a chip', f'{f["model_flops"] / 1e12:,.1f} T (causal attention by half)'
+  yield 'FLOPs a chip', f'{f["flops"] / 1e12:,.1f} T, {f["flops_over_model_flops"]:.3f} of those'
+  yield 'floor', f'{f["floor_seconds"]:.3f} s a step'
+  yield 'collectives in series', f'{f["collective_seconds"]:.3f} s'
+  yield 'MFU between', f'{f["mfu_lower"]:.1%} and {f["mfu_upper"]:.1%}'
+  for kind, c in sorted(f['collectives'].items()):
+    yield kind, f'{c["executions"]:,.0f} times, {c["bytes"] / 1e9:,.1f} GB'
+  yield 'of it gathers as reduces', f'{f["gathers_as_reduces"] / 1e9:,.1f} GB'
+  for name, times in sorted(f['kernels'].items()):
+    unknown = ', FLOPs not counted' if name in f['unknown_kernels'] else ''
+    yield f'kernel {name}', f'{times:,.0f} times{unknown}'
+  if f['open_loops']:
+    yield 'beware', f'loops of unknown length, counted once: {", ".join(f["open_loops"])}'
+  yield 'compiled in', f'{f["compile_seconds"]} s by {f["compiler"]}, jax {f["jax"]}'
