@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from pathlib import Path
 import shutil
@@ -10,7 +11,8 @@ import shutil
 import numpy as np
 import tensorstore as ts
 
-_ROWS_PER_CHUNK = 4096  # rows that one file holds
+_ROWS_PER_FILE = 1 << 16
+_BLOCK_BYTES = 1 << 14  # of a file, read and unpacked at once: neighbours are rows here and there
 _CACHE_BYTES = 1 << 28
 
 
@@ -24,20 +26,33 @@ def write_shard(folder: Path, name: str, shard: int, array: np.ndarray) -> None:
     return
   partial = path.with_name(path.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
+  row_shape = array.shape[1:]
+  codecs = [
+    {'name': 'bytes', 'configuration': {'endian': 'little'}},
+    {'name': 'zstd', 'configuration': {'level': 1}},
+  ]
+  blocks = {'chunk_shape': (_rows_per_block(array), *row_shape), 'codecs': codecs}
+  files = {'chunk_shape': (_ROWS_PER_FILE, *row_shape)}
   spec = {
-    'driver': 'zarr',
+    'driver': 'zarr3',
     'kvstore': {'driver': 'file', 'path': str(partial)},
     'metadata': {
       'shape': array.shape,
-      'chunks': (min(_ROWS_PER_CHUNK, max(1, len(array))), *array.shape[1:]),
-      'dtype': array.dtype.str,
-      'compressor': {'id': 'zstd', 'level': 1},
+      'data_type': array.dtype.name,
+      'chunk_grid': {'name': 'regular', 'configuration': files},
+      'codecs': [{'name': 'sharding_indexed', 'configuration': blocks}],
     },
   }
   store = ts.open(spec, create=True, delete_existing=True).result()
   if array.size:
     store.write(array).result()
   os.replace(partial, path)
+
+
+def _rows_per_block(array: np.ndarray) -> int:
+  """A power of two, since blocks divide a file evenly."""
+  row_bytes = max(1, array.dtype.itemsize * math.prod(array.shape[1:]))
+  return min(_ROWS_PER_FILE, 1 << (max(1, _BLOCK_BYTES // row_bytes).bit_length() - 1))
 
 
 def has_shard(folder: Path, name: str, shard: int) -> bool:
@@ -93,12 +108,11 @@ def _context() -> ts.Context:
 
 
 def _open(path: str) -> ts.TensorStore:
-  spec = {
-    'driver': 'zarr',
-    'kvstore': {'driver': 'file', 'path': path},
-    'recheck_cached_data': 'open',
-  }
-  return ts.open(spec, open=True, read=True, context=_context()).result()
+  # any format that TensorStore recognises
+  spec = {'driver': 'auto', 'kvstore': {'driver': 'file', 'path': path}}
+  return ts.open(
+    spec, open=True, read=True, context=_context(), recheck_cached_data='open'
+  ).result()
 
 
 def _shard_path(folder: Path, name: str, shard: int) -> Path:

@@ -11,7 +11,11 @@ import time
 from typing import ClassVar
 
 from instructretro_jax import hosts, manifest, pipeline
+from instructretro_jax.interop.stage import ImportWeights
 from instructretro_jax.stage import Stage
+from instructretro_jax.train.checkpoint import load_params, params_sha256
+
+IMPORTED = ImportWeights(source=str(Path(__file__).parent / 'golden' / 'hf' / 'llama'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,10 +57,12 @@ def main(port: str, index: str, root: str) -> None:
   here = hosts.join(f'localhost:{port}', 2, int(index))
   Alone.index = here.index
   folder, said = Path(root), []
-  experiment = pipeline.Experiment((Alone(name='alone'), Together(name='together')))
+  experiment = pipeline.Experiment((Alone(name='alone'), Together(name='together'), IMPORTED))
   pipeline.run(experiment, folder, say=said.append, hosts=here)
   pipeline.run(experiment, folder, say=said.append, hosts=here)
   value = here.on_main(lambda: {'from': here.index, 'text': 'x' * 3000})
+  # a checkpoint that all wrote opens for one of them
+  imported = here.on_main(lambda: params_sha256(load_params(folder / 'backbone')[1]))
   failures = []
   for failing in (lambda: 1 / 0, lambda: {1, 2}):
     try:
@@ -67,7 +73,8 @@ def main(port: str, index: str, root: str) -> None:
     pipeline.run(pipeline.Experiment((Broken(name='broken'),)), folder, say=said.append, hosts=here)
   except manifest.StageError as error:
     failures.append(str(error))
-  print(json.dumps({'value': value, 'said': said, 'failures': failures}))
+  found = {'value': value, 'said': said, 'imported': imported, 'failures': failures}
+  print(json.dumps(found))
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
@@ -100,43 +101,27 @@ class Train(Stage):
     return (*self.task.reads(), *([self.init_from] if self.init_from else []))
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
-    vocab = vocabulary.load(root / self.task.vocabulary)
-    if vocab.vocab_size > self.model.decoder.vocab_size:
-      raise manifest.StageError(
-        f'the vocabulary has {vocab.vocab_size} ids, the model room for '
-        f'{self.model.decoder.vocab_size}: raise vocab_size of the model'
-      )
+    vocab = self._vocabulary(root)
     source = self.task.source(root, 'train', NeighbourTable)
     record = {'model': manifest.to_json(self.model), 'vocabulary': vocabulary.fingerprint(vocab)}
     first_example = self._first_example(root)
     mesh = make_mesh(self.mesh)
-    params = abstract_params(self.model, self._with_retrieval, mesh)
-    abstract, optimizer = abstract_state(params, self.optimizer, self.num_steps)
     checkpoints = Checkpoints(folder / 'checkpoints')
     with jax.set_mesh(mesh):
-      if checkpoints.latest_step() is not None:
-        state = checkpoints.restore(abstract)
-      else:
-        stack = lambda params: stack_layers(params, self.model)
-        stack = jax.jit(stack, out_shardings=shardings_of(params))
-        state = first_state(stack(self._first_params(root, mesh, record)), optimizer, abstract)
+      state, step_fn = self._first_state(root, mesh, record, checkpoints)
+      done = int(state.step)
       stream = batches(
         source,
         vocab,
         seed=self.data_seed,
-        start=first_example + int(state.step) * self.batch_size,
+        start=first_example + done * self.batch_size,
         stop=first_example + self.num_steps * self.batch_size,
         batch_size=self.batch_size,
         rows=local_rows(mesh, self.batch_size),
       )
-      step_fn = jax.jit(
-        make_train_step(Retro(self.model), optimizer, self.gate, self.num_microbatches),
-        donate_argnums=0,
-        out_shardings=(shardings_of(abstract), None),
-      )
-      log = self._open_log(folder / 'logs', int(state.step))
+      log = self._open_log(folder / 'logs', done)
       placed = put_batches(map(_for_model, stream), mesh, self.batch_size)
-      for n, batch in enumerate(placed, start=int(state.step) + 1):
+      for n, batch in enumerate(placed, start=done + 1):
         state, metrics = step_fn(state, batch)
         log.add(n, metrics)
         if n % self.checkpoint_every == 0 or n == self.num_steps:
@@ -147,6 +132,15 @@ class Train(Stage):
       log.close()
     checkpoints.close()
     return {'steps': int(state.step), 'examples': len(source)} | self._counts(state, source)
+
+  def _vocabulary(self, root: Path) -> vocabulary.Vocabulary:
+    vocab = vocabulary.load(root / self.task.vocabulary)
+    if vocab.vocab_size > self.model.decoder.vocab_size:
+      raise manifest.StageError(
+        f'the vocabulary has {vocab.vocab_size} ids, the model room for '
+        f'{self.model.decoder.vocab_size}: raise vocab_size of the model'
+      )
+    return vocab
 
   def _counts(self, state: TrainState, source: ExampleSource) -> dict[str, Any]:
     counts = {
@@ -179,6 +173,23 @@ class Train(Stage):
         f'which has {data}: give both one seed, or set continue_data = False'
       )
     return data['example']
+
+  def _first_state(
+    self, root: Path, mesh: Mesh, record: dict[str, Any], checkpoints: Checkpoints
+  ) -> tuple[TrainState, Callable[..., tuple[TrainState, dict[str, jax.Array]]]]:
+    """The state where this arm was stopped, or else begins, and the compiled step."""
+    params = abstract_params(self.model, self._with_retrieval, mesh)
+    abstract, optimizer = abstract_state(params, self.optimizer, self.num_steps)
+    if checkpoints.latest_step() is not None:
+      state = checkpoints.restore(abstract)
+    else:
+      stack = lambda params: stack_layers(params, self.model)
+      stack = jax.jit(stack, out_shardings=shardings_of(params))
+      state = first_state(stack(self._first_params(root, mesh, record)), optimizer, abstract)
+    step = make_train_step(Retro(self.model), optimizer, self.gate, self.num_microbatches)
+    # moments keep their places, whatever the compiler would choose
+    places = (shardings_of(abstract), None)
+    return state, jax.jit(step, donate_argnums=0, out_shardings=places)
 
   def _first_params(self, root: Path, mesh: Mesh, record: dict[str, Any]) -> Params:
     """Parameters at step 0, one entry a layer: those of `init_from`, others fresh."""

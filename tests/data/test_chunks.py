@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from instructretro_jax import stage
 from instructretro_jax.array_store import Array, write_shard
@@ -118,3 +119,25 @@ def test_array_gathers_rows_of_any_shape(tmp_path):
     array[np.array([20])]
   with pytest.raises(FileNotFoundError, match="'y'"):
     Array(tmp_path, 'y')
+
+
+def test_a_row_is_read_in_a_small_block(tmp_path):
+  tokens = np.arange(3000 * 64, dtype=np.uint16).reshape(3000, 64)
+  write_shard(tmp_path, 'tokens', 0, tokens)
+  array = Array(tmp_path, 'tokens')
+  rows = np.array([[2999, 5], [5, 700]])
+  np.testing.assert_array_equal(array[rows], tokens[rows])
+  grid = ts.open(_spec('zarr3', tmp_path / 'tokens-00000.zarr')).result().chunk_layout
+  assert grid.read_chunk.shape == (128, 64)  # 16 kB
+  assert grid.write_chunk.shape == (1 << 16, 64)  # few files
+
+
+def test_arrays_of_another_format_are_opened(tmp_path):
+  lengths = np.arange(10, dtype=np.int32)
+  spec = _spec('zarr', tmp_path / 'length-00000.zarr')
+  ts.open(spec, create=True, dtype=ts.int32, shape=[10]).result().write(lengths).result()
+  np.testing.assert_array_equal(Array(tmp_path, 'length')[:], lengths)
+
+
+def _spec(driver, path):
+  return {'driver': driver, 'kvstore': {'driver': 'file', 'path': str(path)}}

@@ -66,7 +66,7 @@ def test_chunks_without_text_have_no_vector_whatever_the_embedder(run_folder, be
 def test_embeddings_resume_with_the_same_bytes(run_folder, bert_folder):
   embeddings = Embeddings(embedder=WordVectors(str(bert_folder)))
   before = _bytes(run_folder / 'embeddings')
-  kept = run_folder / 'embeddings' / 'train-embeddings-00000.zarr' / '.zarray'
+  kept = run_folder / 'embeddings' / 'train-embeddings-00000.zarr' / 'zarr.json'
   written = kept.stat().st_mtime_ns
   removed = ('train-embeddings-00001.zarr', 'heldout-embeddings-00000.zarr')
   assert _resumed(embeddings, run_folder, *removed) == before
