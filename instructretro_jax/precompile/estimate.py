@@ -74,7 +74,10 @@ def precompile(
   try:
     mesh = make_mesh(arm.mesh, devices)  # orders the devices along the torus
   except ValueError as error:
-    raise manifest.StageError(f'{target}: {error}; see --gin.MeshConfig.fsdp') from error
+    raise manifest.StageError(
+      f'{target}: {error}; give a file of gin/meshes as a further --gin_file, or '
+      '--gin.sharding.MeshConfig.fsdp=N'
+    ) from error
   made = steps.make_step(arm, step, mesh, batch_size)
   named = {'arm': arm.name, 'step': step, 'batch_size': batch_size or arm.batch_size}
   return named | estimate(made, mesh, target, hlo_path)
@@ -97,7 +100,7 @@ def estimate(
   compiled, asked_bytes = compile_or_size(lowered)
   figures = {
     'kind': KIND,
-    'label': CALIBRATED if target.chip.clock_hz else UNCALIBRATED,
+    'label': CALIBRATED if target.kind == 'v5p' else UNCALIBRATED,
     'topology': str(target),
     'mesh': dict(mesh.shape),
     'parameters': step.parameters,
