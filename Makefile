@@ -12,8 +12,9 @@ demo: .venv/installed
 test: .venv/installed
 	$(TEST) -n 2 -m "not slow"
 
-test-slow: .venv/installed
+test-slow: .venv/installed .venv-tpu/installed
 	$(TEST) -m slow
+	JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest -m slow tests/precompile/test_tpu.py
 
 lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
@@ -23,6 +24,14 @@ lint: .venv/installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch .venv/installed
+
+# .venv with the compiler of TPUs beside it: where that is installed, JAX looks for TPUs at every start
+.venv-tpu/installed: .venv/installed
+	$(PYTHON) -m venv .venv-tpu
+	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  $$(.venv-tpu/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check 'jax[tpu]'
+	touch .venv-tpu/installed
 
 # writes the lock anew; needs uv
 lock:

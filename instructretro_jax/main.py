@@ -212,7 +212,10 @@ def precompile(context, gin_files, topology, step, arm, batch_size, target, hlo)
   figures = estimate.precompile(
     experiment, topology, step=step, arm_name=arm, batch_size=batch_size, hlo_path=hlo
   )
-  Console().print(table.table(figures))
+  console = Console()
+  console.print(table.table(figures))
+  if figures['operations']:
+    console.print(table.operations_table(figures))
   if target is not None:
     manifest.write_text(target, json.dumps(figures, indent=1) + '\n')
 

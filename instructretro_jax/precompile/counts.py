@@ -63,9 +63,8 @@ class Counts:
     return self.matmul_flops + self.kernel_flops
 
 
-def count(text: str) -> Counts:
-  """Counts the text of a compiled step."""
-  module = hlo.parse(text)
+def count(module: hlo.Module) -> Counts:
+  """Counts a compiled step."""
   matmul_flops = kernel_flops = cycles = 0.0
   executions: collections.Counter[str] = collections.Counter()
   unknown: set[str] = set()

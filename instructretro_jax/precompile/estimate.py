@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from instructretro_jax import manifest
 from instructretro_jax.pipeline import Experiment
-from instructretro_jax.precompile import counts, steps, topology
+from instructretro_jax.precompile import counts, hlo, operations, steps, topology
 from instructretro_jax.sharding import make_mesh
 
 KIND = 'static estimate'
@@ -48,7 +48,9 @@ _OF_COMPILED = (
   'collectives',
   'gathers_as_reduces',
   'open_loops',
+  'operations',
 )
+_NUM_OPERATIONS = 40  # of a step, in the figures
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -72,7 +74,10 @@ def precompile(
   try:
     mesh = make_mesh(arm.mesh, devices)  # orders the devices along the torus
   except ValueError as error:
-    raise manifest.StageError(f'{target}: {error}; see --gin.MeshConfig.fsdp') from error
+    raise manifest.StageError(
+      f'{target}: {error}; give a file of gin/meshes as a further --gin_file, or '
+      '--gin.sharding.MeshConfig.fsdp=N'
+    ) from error
   made = steps.make_step(arm, step, mesh, batch_size)
   named = {'arm': arm.name, 'step': step, 'batch_size': batch_size or arm.batch_size}
   return named | estimate(made, mesh, target, hlo_path)
@@ -95,7 +100,7 @@ def estimate(
   compiled, asked_bytes = compile_or_size(lowered)
   figures = {
     'kind': KIND,
-    'label': CALIBRATED if target.chip.clock_hz else UNCALIBRATED,
+    'label': CALIBRATED if target.kind == 'v5p' else UNCALIBRATED,
     'topology': str(target),
     'mesh': dict(mesh.shape),
     'parameters': step.parameters,
@@ -113,8 +118,14 @@ def estimate(
   text = compiled.as_text()
   if hlo_path is not None:
     manifest.write_text(hlo_path, text)
-  counted = counts.count(text)
-  return figures | memory(compiled, target.chip) | speed(counted, step, target)
+  module = hlo.parse(text)
+  slowest = operations.slowest(module, target.chip)
+  return (
+    figures
+    | memory(compiled, target.chip)
+    | speed(counts.count(module), step, target)
+    | {'operations': [dataclasses.asdict(o) for o in slowest[:_NUM_OPERATIONS]]}
+  )
 
 
 def compile_or_size(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:

@@ -1,4 +1,4 @@
-"""The figures of a compiled step as a table for the console."""
+"""The figures of a compiled step as tables for the console."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ def table(figures: dict[str, Any]) -> Table:
   made.add_column()
   for name, value in _rows(figures):
     made.add_row(name, value)
+  return made
+
+
+def operations_table(figures: dict[str, Any], num: int = 12) -> Table:
+  """The operations that take longest, by the compiler's estimate."""
+  made = Table(title=f'slowest operations ({figures["kind"]})', box=box.SIMPLE)
+  for column in ('s', 'T FLOPs', 'of peak', 'operation'):
+    made.add_column(column, justify='left' if column == 'operation' else 'right')
+  for o in (figures['operations'] or ())[:num]:
+    share = f'{o["peak_share"]:.0%}' if o['flops'] else ''
+    made.add_row(f'{o["seconds"]:.3f}', f'{o["flops"] / 1e12:,.0f}', share, o['name'])
   return made
 
 

@@ -46,8 +46,9 @@ class Chip:
 # TPUs: docs.cloud.google.com/tpu/docs/{v5p,v5e,v6e}. Links: Google prints both ways per chip (4800,
 # 1600 and 3200 Gbit/s); one way of one link is 90 % of its share, as jax-ml.github.io/scaling-book
 # has it. The clock is what makes the peak of the matrix units: v5p 2 cores x 4 units x 128 x 128 x
-# 2 FLOPs x 1.75 GHz. H100 SXM5: NVIDIA's data sheet, without sparsity; NVLink 450 GB/s one way, and
-# hosts joined by eight 400 Gbit/s adapters, which do not slow a hierarchical collective.
+# 2 FLOPs x 1.75 GHz. H100 SXM5: NVIDIA's data sheet, without sparsity; memory as its driver tells;
+# NVLink 450 GB/s one way, and hosts joined by eight 400 Gbit/s adapters, which do not slow a
+# hierarchical collective.
 CHIPS = {
   'v5p': Chip(
     platform='tpu',
@@ -80,7 +81,7 @@ CHIPS = {
     platform='cuda',
     num_axes=2,
     peak_flops=989e12,
-    hbm_bytes=80e9,
+    hbm_bytes=84_978_434_048,
     num_links=1,
     link_bytes_per_s=450e9,
   ),

@@ -9,7 +9,7 @@ import pytest
 from instructretro_jax.model import flops
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.precompile import counts
+from instructretro_jax.precompile import counts, hlo
 from instructretro_jax.train.optimizer import OptimizerConfig, make_optimizer, split_trainable
 from instructretro_jax.train.state import init_params
 from instructretro_jax.train.step import TrainState, make_train_step
@@ -49,7 +49,7 @@ def compiled_flops(config, gate, group_rates=()):
     shape = (B, L // config.chunk_len, K, 2 * config.chunk_len)
     batch |= {'neighbours': array(shape, jnp.int32), 'neighbour_mask': array(shape, bool)}
   step = jax.jit(make_train_step(Retro(config), optimizer, gate))
-  return counts.count(step.lower(state, batch).compile().as_text()).flops
+  return counts.count(hlo.parse(step.lower(state, batch).compile().as_text())).flops
 
 
 @pytest.mark.parametrize('config', [CONFIG, OWN_WIDTHS, PLAIN])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from instructretro_jax.precompile import counts
+from instructretro_jax.precompile import counts, hlo, operations, topology
 
 TOP = """HloModule step
 
@@ -16,7 +16,7 @@ TOP = """HloModule step
   %zeros = f32[64,8]{1,0} parameter(0)
   %shard = f32[1,8]{1,0} parameter(1)
   %at = s32[] parameter(2)
-  ROOT %put = f32[64,8]{1,0} dynamic-update-slice(%zeros, %shard, %at, %at)
+  ROOT %put = f32[64,8] dynamic-update-slice(%zeros, %shard, %at, %at), c={"estimated_cycles":"50"}
 }
 
 ENTRY %main (x: f32[64,8], shard: f32[1,8], at: s32[]) -> f32[64,8] {
@@ -26,8 +26,12 @@ ENTRY %main (x: f32[64,8], shard: f32[1,8], at: s32[]) -> f32[64,8] {
 """
 
 
+def program(*lines):
+  return hlo.parse(TOP + ''.join(f'  {line}\n' for line in lines) + '}\n')
+
+
 def count(*lines):
-  return counts.count(TOP + ''.join(f'  {line}\n' for line in lines) + '}\n')
+  return counts.count(program(*lines))
 
 
 def test_collectives_by_what_a_device_holds_afterwards():
@@ -109,6 +113,34 @@ def test_attention_kernels_by_their_blocks():
   assert own.kernel_flops == 99 and own.unknown_kernels == ()
   other = count(*inputs, f'%my_kernel.2 = {array} {call}{config}')
   assert other.unknown_kernels == ('my_kernel',) and other.kernel_flops == 0
+
+
+def test_operations_of_all_layers_by_time():
+  name = 'jit(step)/{}while/body/closed_call/checkpoint/Retro/decoder_{}/layer_0/mlp/up/dot_general'
+  line = (
+    '%y{0} = f32[8,8]{{1,0}} dot(%x, %x), lhs_contracting_dims={{0}}, rhs_contracting_dims={{0}}, '
+    'metadata={{op_name="{1}"}}, backend_config={{"estimated_cycles":"{2}"}}'
+  )
+  backward = 'transpose(jvp(Retro.hidden_and_head))/'
+  found = operations.slowest(
+    program(
+      line.format(0, name.format('jvp(Retro.hidden_and_head)/', '0_to_7'), 100),
+      line.format(1, name.format(backward, '0_to_7'), 300),
+      line.format(2, name.format(backward, '9_to_47'), 400),
+      line.format(3, name.format(f'{backward}rematted_computation/', '0_to_7'), 50),
+      '%p = f32[64,8]{1,0} copy(%x), backend_config={"estimated_cycles":"10"}',
+    ),
+    topology.CHIPS['v5p'],
+  )
+  end = 'decoder/layer/mlp/up/dot_general'
+  assert [(o.name, round(o.seconds * 1.75e9), o.flops) for o in found] == [
+    (f'backward {end}', 700, 2 * 8192),
+    (f'forward {end}', 100, 8192),
+    (f'recomputed {end}', 50, 8192),
+    ('(p)', 10, 0),
+  ]
+  assert found[1].peak_share == pytest.approx(8192 / (100 / 1.75e9) / 459e12)
+  assert operations.slowest(program(), topology.CHIPS['h100']) == []
 
 
 def test_cycles_of_fusions_are_counted_once_and_unknown_ones_not():

@@ -53,7 +53,7 @@ IN_STATE = '%limit = s32[]{:T(128)} get-tuple-element(%state.1), index=2'
 )
 def test_trips_of_a_loop(limit, third, step, trips):
   text = LOOP.replace('LIMIT', limit).replace('THIRD', third).replace('STEP', str(step))
-  counted = counts.count(text)
+  counted = counts.count(hlo.parse(text))
   assert counted.matmul_flops == (trips or 1) * 2 * 8 * 4 * 4
   assert counted.open_loops == (() if trips else ('loop',))
 
@@ -71,7 +71,7 @@ def test_a_scan_multiplies_as_its_layers_do():
     return x.sum()
 
   flops = [
-    counts.count(jax.jit(jax.grad(f, (0, 1))).lower(x, w).compile().as_text()).flops
+    counts.count(hlo.parse(jax.jit(jax.grad(f, (0, 1))).lower(x, w).compile().as_text())).flops
     for f in (scanned, unrolled)
   ]
   assert flops == [3 * 5 * 2 * 16 * 32 * 32] * 2
