@@ -1,17 +1,153 @@
-"""Decoding of a batch of prompts, one cached token at a time."""
+"""Decoding of a batch of prompts, one cached token at a time and several a call.
+
+The token chosen last is not in the cache yet: the model reads it in the next step. So no step is
+computed whose logits nobody reads, and with the token that ends a chunk the host knows all of the
+chunk, and can find its neighbours, before the model reads it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import functools
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from instructretro_jax.array_types import Array, Params
 from instructretro_jax.inference.cache import Cache, prefill, step
+from instructretro_jax.inference.sampling import Sampling, choose
 from instructretro_jax.model.retro import Retro, is_open
+
+
+@struct.dataclass
+class Rows:
+  """A batch under way."""
+
+  cache: Cache
+  token_B: Array  # chosen, not in the cache yet
+  is_done_B: Array  # the end token was chosen, or the host has seen enough
+  used_BV: Array | None  # tokens of prompt and answer; None without penalties
+
+
+class Decoder:
+  """Compiled decoding with one model and one end token.
+
+  It compiles once per batch size, prompt length and size of cache; once more for a gate that is a
+  Python 0, which needs neither neighbours nor the parameters of encoder and cross-attention.
+
+  Args:
+    tokens_per_call: the most that `advance` can be asked for.
+  """
+
+  def __init__(self, model: Retro, eos_id: int, tokens_per_call: int):
+    self.config, self.tokens_per_call = model.config, tokens_per_call
+
+    def begin(
+      params, tokens_BP, lengths_B, neighbours_BNKR, mask_BNKR, gate, sampling, max_len
+    ) -> Rows:
+      cache, logits_BV = model.apply(
+        {'params': params},
+        *(tokens_BP, lengths_B, neighbours_BNKR, mask_BNKR),
+        max_len=max_len,
+        gate=0 if gate is None else gate,
+        method=prefill,
+      )
+      used_BV = None
+      if sampling.penalty_B is not None:
+        used_BV = _used_tokens(tokens_BP, lengths_B, logits_BV.shape[1])
+      token_B = choose(logits_BV, sampling, cache.position_B, used_BV).astype(jnp.int32)
+      return Rows(cache, token_B, token_B == eos_id, _also_used(used_BV, token_B))
+
+    def advance(params, rows, gate, sampling, count) -> tuple[Rows, Array]:
+      def goes_on(carry: tuple[Array, Rows, Array]) -> Array:
+        n, rows, _ = carry
+        return (n < count) & ~rows.is_done_B.all()
+
+      def extend(carry: tuple[Array, Rows, Array]) -> tuple[Array, Rows, Array]:
+        n, rows, tokens_BT = carry
+        cache, logits_BV = model.apply(
+          {'params': params},
+          *(rows.cache, rows.token_B),
+          gate=0 if gate is None else gate,
+          method=step,
+        )
+        token_B = choose(logits_BV, sampling, cache.position_B, rows.used_BV)
+        token_B = jnp.where(rows.is_done_B, eos_id, token_B).astype(jnp.int32)
+        is_done_B = rows.is_done_B | (token_B == eos_id)
+        rows = Rows(cache, token_B, is_done_B, _also_used(rows.used_BV, token_B))
+        return n + 1, rows, tokens_BT.at[:, n].set(token_B)
+
+      tokens_BT = jnp.full((len(rows.token_B), tokens_per_call), eos_id, jnp.int32)
+      return jax.lax.while_loop(goes_on, extend, (0, rows, tokens_BT))[1:]
+
+    self._begin = jax.jit(begin, static_argnames='max_len')
+    self._advance = jax.jit(advance, donate_argnames='rows')
+
+  def begin(
+    self,
+    params: Params,
+    tokens_BP: np.ndarray,
+    lengths_B: np.ndarray,
+    neighbours_BNKR: np.ndarray | None = None,
+    mask_BNKR: np.ndarray | None = None,
+    *,
+    gate: float | np.ndarray,
+    max_new: int,
+    sampling: Sampling = Sampling(),
+  ) -> Rows:
+    """Reads the prompts and chooses the first token of each row; arguments as of `prefill`.
+
+    Raises ValueError if the positions are learned and too few.
+    """
+    P, c = tokens_BP.shape[1], self.config.decoder
+    longest = int(lengths_B.max()) + max_new
+    if c.positions == 'learned' and longest > c.max_len:
+      raise ValueError(
+        f'prompts of {lengths_B.max()} and {max_new} new tokens do not fit the {c.max_len} '
+        'learned positions (max_len)'
+      )
+    params, gate = self._used(params, gate)
+    return self._begin(
+      params,
+      *(tokens_BP, lengths_B, neighbours_BNKR, mask_BNKR, gate, sampling),
+      max_len=P + max_new - 1,  # the last token is never read
+    )
+
+  def advance(
+    self,
+    params: Params,
+    rows: Rows,
+    *,
+    gate: float | np.ndarray,
+    count: int,
+    sampling: Sampling = Sampling(),
+  ) -> tuple[Rows, Array]:
+    """Up to `count` more tokens of each row, [B, tokens_per_call]; fewer once all rows are done.
+
+    Rows that are done, and places past `count`, have the end token. The memory of the rows that
+    are given goes to those that are returned: use each once.
+    """
+    assert 0 < count <= self.tokens_per_call, count
+    params, gate = self._used(params, gate)
+    return self._advance(params, rows, gate, sampling, count)
+
+  def _used(self, params: Params, gate: float | np.ndarray) -> tuple[Params, np.ndarray | None]:
+    if is_open(gate):
+      return params, np.asarray(gate, np.float32)
+    return without_retrieval(params), None
+
+
+def with_neighbours(rows: Rows, neighbours_BKR: np.ndarray, mask_BKR: np.ndarray) -> Rows:
+  """Rows whose chunk under way, and all chunks after it, read these neighbours once it has ended.
+
+  The gate must be open.
+  """
+  reading = rows.cache.reading
+  if reading.mask_BKR is not None:  # else the model does not mask neighbours
+    reading = reading.replace(mask_BKR=jnp.asarray(mask_BKR))
+  reading = reading.replace(neighbours_BKR=jnp.asarray(neighbours_BKR))
+  return rows.replace(cache=rows.cache.replace(reading=reading))
 
 
 def left_pad(prompts: Sequence[Sequence[int]], prompt_len: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,80 +164,38 @@ def left_pad(prompts: Sequence[Sequence[int]], prompt_len: int) -> tuple[np.ndar
   return padded, lengths
 
 
-def greedy(logits_BV: Array) -> Array:
-  """The most likely token of each row, [B]."""
-  return jnp.argmax(logits_BV, axis=-1)
-
-
 def make_decoder(
-  model: Retro,
-  *,
-  prompt_len: int,
-  num_new: int,
-  eos_id: int,
-  choose: Callable[[Array], Array] = greedy,
+  model: Retro, *, prompt_len: int, num_new: int, eos_id: int
 ) -> Callable[..., np.ndarray]:
   """A function (params, prompts, neighbours_BKR, mask_BKR, gate=1.0) -> new tokens [B, num_new].
 
-  Prompts are token lists of any length up to `prompt_len`; a row does not depend on the others.
-  Every chunk reads the neighbours of its request. All tokens after the end token are end tokens,
-  and decoding stops when every row has ended. It compiles once for a gate that is a Python 0, which
-  needs neither neighbours nor the parameters of encoder and cross-attention, and once for all
-  other gates, per batch size.
-
-  Args:
-    choose: next tokens [B] from logits [B, V].
-
-  Raises ValueError if the positions are learned and prompt and new tokens have not enough of them.
+  Greedy decoding to the end in one call. Prompts are token lists of any length up to `prompt_len`;
+  a row does not depend on the others. Every chunk reads the neighbours of its request. All tokens
+  after the end token are end tokens, and decoding stops when every row has ended.
   """
-  c = model.config
-  if c.decoder.positions == 'learned' and prompt_len + num_new > c.decoder.max_len:
-    raise ValueError(
-      f'prompts of {prompt_len} and {num_new} new tokens do not fit the {c.decoder.max_len} '
-      'learned positions (max_len)'
-    )
-  padded_len = -(-prompt_len // c.chunk_len) * c.chunk_len
-
-  def generate(params, tokens_BP, lengths_B, neighbours_BKR, mask_BKR, gate) -> Array:
-    apply = functools.partial(model.apply, {'params': params}, gate=gate)  # of a bound model
-    shape = (len(tokens_BP), padded_len // c.chunk_len)
-    spread = lambda x: jnp.broadcast_to(x[:, None], (*shape, *x.shape[1:]))
-    neighbours_BNKR, mask_BNKR = jax.tree.map(spread, (neighbours_BKR, mask_BKR))
-
-    def put(new_BT: Array, n: Array, is_done_B: Array, logits_BV: Array) -> tuple[Array, Array]:
-      token_B = jnp.where(is_done_B, eos_id, choose(logits_BV)).astype(jnp.int32)
-      return new_BT.at[:, n].set(token_B), is_done_B | (token_B == eos_id)
-
-    def goes_on(carry: tuple[Array, Array, Array, Cache]) -> Array:
-      n, _, is_done_B, _ = carry
-      return (n < num_new) & ~is_done_B.all()
-
-    def extend(carry: tuple[Array, Array, Array, Cache]) -> tuple[Array, Array, Array, Cache]:
-      n, new_BT, is_done_B, cache = carry
-      cache, logits_BV = apply(cache, new_BT[:, n - 1], method=step)
-      return n + 1, *put(new_BT, n, is_done_B, logits_BV), cache
-
-    cache, logits_BV = apply(
-      tokens_BP, lengths_B, neighbours_BNKR, mask_BNKR, max_len=padded_len + num_new, method=prefill
-    )
-    new_BT = jnp.full((len(tokens_BP), num_new), eos_id, jnp.int32)
-    first = put(new_BT, 0, jnp.zeros(len(tokens_BP), bool), logits_BV)
-    return jax.lax.while_loop(goes_on, extend, (1, *first, cache))[1]
-
-  generate_open = jax.jit(generate)
-  generate_closed = jax.jit(functools.partial(generate, gate=0))
+  C = model.config.chunk_len
+  padded_len = -(-prompt_len // C) * C
+  decoder = Decoder(model, eos_id, tokens_per_call=num_new)
 
   def decode(
     params: Params,
     prompts: Sequence[Sequence[int]],
-    neighbours_BKR: Array | None = None,
-    mask_BKR: Array | None = None,
-    gate: float | Array = 1.0,
+    neighbours_BKR: np.ndarray | None = None,
+    mask_BKR: np.ndarray | None = None,
+    gate: float | np.ndarray = 1.0,
   ) -> np.ndarray:
-    inputs = left_pad(prompts, padded_len)
+    tokens_BP, lengths_B = left_pad(prompts, padded_len)
+    given = ()
     if is_open(gate):
-      return np.asarray(generate_open(params, *inputs, neighbours_BKR, mask_BKR, gate))
-    return np.asarray(generate_closed(without_retrieval(params), *inputs, None, None))
+      shape = (len(prompts), padded_len // C)
+      spread = lambda x: np.broadcast_to(x[:, None], (*shape, *x.shape[1:]))
+      given = jax.tree.map(spread, (neighbours_BKR, mask_BKR))
+    rows = decoder.begin(params, tokens_BP, lengths_B, *given, gate=gate, max_new=num_new)
+    first_B1 = np.asarray(rows.token_B)[:, None]
+    if num_new == 1:
+      return first_B1
+    _, tokens_BT = decoder.advance(params, rows, gate=gate, count=num_new - 1)
+    return np.concatenate([first_B1, tokens_BT], axis=1)[:, :num_new]
 
   return decode
 
@@ -113,3 +207,16 @@ def without_retrieval(params: Params) -> Params:
     name: {k: v for k, v in p.items() if k != 'cross_attention'} if 'decoder_' in name else p
     for name, p in layers.items()
   }
+
+
+def _used_tokens(tokens_BP: Array, lengths_B: Array, vocab_size: int) -> Array:
+  """Which tokens the prompts have, [B, V]."""
+  B, P = tokens_BP.shape
+  is_padding_BP = jnp.arange(P)[None] < P - lengths_B[:, None]
+  found_BP = jnp.where(is_padding_BP, vocab_size, tokens_BP)  # past the end: dropped
+  used_BV = jnp.zeros((B, vocab_size), bool)
+  return used_BV.at[jnp.arange(B)[:, None], found_BP].set(True, mode='drop')
+
+
+def _also_used(used_BV: Array | None, token_B: Array) -> Array | None:
+  return None if used_BV is None else used_BV.at[jnp.arange(len(token_B)), token_B].set(True)
