@@ -100,7 +100,7 @@ class Decoder:
 
     Raises ValueError if the positions are learned and too few.
     """
-    P, c = tokens_BP.shape[1], self.config.decoder
+    P, C, c = tokens_BP.shape[1], self.config.chunk_len, self.config.decoder
     longest = int(lengths_B.max()) + max_new
     if c.positions == 'learned' and longest > c.max_len:
       raise ValueError(
@@ -111,7 +111,7 @@ class Decoder:
     return self._begin(
       params,
       *(tokens_BP, lengths_B, neighbours_BNKR, mask_BNKR, gate, sampling),
-      max_len=P + max_new - 1,  # the last token is never read
+      max_len=P + -(-max_new // C) * C,  # whole chunks: fewer sizes to compile
     )
 
   def advance(

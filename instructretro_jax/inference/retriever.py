@@ -1,0 +1,98 @@
+"""Neighbours of a text, looked up while it is written: embedder, index and chunks of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instructretro_jax import manifest
+from instructretro_jax.data import vocabulary
+from instructretro_jax.data.chunks import ChunkStore
+from instructretro_jax.inference.answer import Neighbour
+from instructretro_jax.retrieval.embedder import Embedder, EmbedTexts
+from instructretro_jax.retrieval.index import ShardedIndex
+from instructretro_jax.retrieval.minilm import MiniLm
+from instructretro_jax.retrieval.stages import open_index
+from instructretro_jax.retrieval.word_vectors import WordVectors
+
+_EMBEDDERS = {kind.__name__: kind for kind in (MiniLm, WordVectors)}
+
+
+class Retriever:
+  """Finds the chunks nearest to a chunk of text, each with its continuation.
+
+  Neighbours keep the tokens of the database where the model has the same vocabulary; otherwise
+  their text is tokenized anew.
+
+  Args:
+    database: the train split of a chunk store, in whose order the index counts.
+    vocab: of the database.
+    model_vocab: of the model that reads the neighbours.
+  """
+
+  def __init__(
+    self,
+    database: ChunkStore,
+    vocab: vocabulary.Vocabulary,
+    embed: EmbedTexts,
+    index: ShardedIndex,
+    model_vocab: vocabulary.Vocabulary,
+  ):
+    self._database, self._vocab, self._embed, self._index = database, vocab, embed, index
+    self._model_vocab = model_vocab
+    self._is_same = vocabulary.fingerprint(vocab) == vocabulary.fingerprint(model_vocab)
+
+  def find(self, texts: Sequence[str], num_neighbours: int) -> list[list[Neighbour]]:
+    """The neighbours of each text, best first; none of a text of nothing but white space."""
+    vectors_QS = self._embed(texts)
+    ids_QK, scores_QK = self._index.search(vectors_QS, num_neighbours)
+    has_text = np.array([bool(text.strip()) for text in texts]) & vectors_QS.any(axis=1)
+    return [
+      [self._neighbour(int(i), float(score)) for i, score in zip(ids, scores) if i >= 0 and usable]
+      for ids, scores, usable in zip(ids_QK, scores_QK, has_text)
+    ]
+
+  def _neighbour(self, chunk: int, score: float) -> Neighbour:
+    database = self._database
+    tokens_R, mask_R = database.neighbour_tokens(np.array(chunk), self._vocab.pad_id)
+    tokens = tokens_R[mask_R].tolist()
+    text = self._vocab.decode(tokens)
+    return Neighbour(
+      tokens=tokens if self._is_same else self._model_vocab.encode(text),
+      text=text,
+      chunk_id=chunk,
+      document=database.provenance(int(database.document[chunk]))['id'],
+      score=score,
+    )
+
+
+def open_retriever(
+  root: Path, model_vocab: vocabulary.Vocabulary, index: str = 'index'
+) -> Retriever:
+  """The retriever of a run folder, with the stages that its stage `index` was made of.
+
+  Raises StageError if one of them is not there.
+  """
+  embeddings = root / manifest.read_manifest(root / index).plan.arguments['embeddings']
+  arguments = manifest.read_manifest(embeddings).plan.arguments
+  return Retriever(
+    ChunkStore(root / arguments['chunks'], 'train'),
+    vocabulary.load(root / arguments['vocabulary']),
+    _embedder(arguments['embedder']).load(embeddings),
+    open_index(root / index),
+    model_vocab,
+  )
+
+
+def _embedder(arguments: dict[str, Any]) -> Embedder:
+  """The embedder that a manifest names, with its arguments."""
+  fields = dict(arguments)
+  kind = fields.pop('class')
+  if kind not in _EMBEDDERS:
+    raise manifest.StageError(
+      f'the embedder {kind} is none of {sorted(_EMBEDDERS)}: make a Retriever with yours'
+    )
+  return _EMBEDDERS[kind](**fields)
