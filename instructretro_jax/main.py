@@ -8,6 +8,8 @@ import sys
 
 import click
 
+from instructretro_jax.inference import commands
+
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before anything imports TensorFlow
 os.environ.setdefault('TQDM_MININTERVAL', '1')  # seconds; a log file keeps every redraw of a bar
 
@@ -17,6 +19,10 @@ _GIN_OPTIONS = {'ignore_unknown_options': True, 'allow_extra_args': True}
 @click.group()
 def main() -> None:
   """InstructRetro: from text to a Retro-fitted, instruction-tuned, evaluated model."""
+
+
+main.add_command(commands.generate)
+main.add_command(commands.score)
 
 
 def _split(names: str | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from instructretro_jax.array_types import Array, Params
 from instructretro_jax.inference.cache import Cache, prefill, step
-from instructretro_jax.inference.sampling import Sampling, choose
+from instructretro_jax.inference.sampling import GREEDY, Sampling, choose
 from instructretro_jax.model.retro import Retro, is_open
 
 
@@ -94,7 +94,7 @@ class Decoder:
     *,
     gate: float | np.ndarray,
     max_new: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
   ) -> Rows:
     """Reads the prompts and chooses the first token of each row; arguments as of `prefill`.
 
@@ -121,7 +121,7 @@ class Decoder:
     *,
     gate: float | np.ndarray,
     count: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
   ) -> tuple[Rows, Array]:
     """Up to `count` more tokens of each row, [B, tokens_per_call]; fewer once all rows are done.
 

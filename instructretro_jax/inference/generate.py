@@ -234,7 +234,9 @@ def find_vocabulary(folder: Path) -> vocabulary.Vocabulary:
       vocab = vocabulary.load(place)
       if vocabulary.fingerprint(vocab) == expected:
         return vocab
-      raise manifest.StageError(f'{folder} was trained with another vocabulary than that of {place}')
+      raise manifest.StageError(
+        f'{folder} was trained with another vocabulary than that of {place}'
+      )
   raise manifest.StageError(
     f'neither {folder} nor {folder.parent / "vocabulary"} has a vocabulary: keep a checkpoint in '
     'its run folder'

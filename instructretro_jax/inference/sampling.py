@@ -29,6 +29,9 @@ class Sampling:
   penalty_B: Array | None = None  # of tokens that are there; 1: none
 
 
+GREEDY = Sampling()
+
+
 def choose(
   logits_BV: Array, sampling: Sampling, positions_B: Array, used_BV: Array | None = None
 ) -> Array:

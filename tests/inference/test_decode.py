@@ -108,9 +108,7 @@ def test_lengths_are_checked():
 
 def decode_in_calls(prompts, counts, sampling, num_new=9):
   params, decoder = params_of(CONFIG), Decoder(Retro(CONFIG), eos_id=-1, tokens_per_call=4)
-  rows = decoder.begin(
-    params, *left_pad(prompts, 8), gate=0, max_new=num_new, sampling=sampling
-  )
+  rows = decoder.begin(params, *left_pad(prompts, 8), gate=0, max_new=num_new, sampling=sampling)
   found = [np.asarray(rows.token_B)[:, None]]
   for count in counts:
     rows, tokens = decoder.advance(params, rows, gate=0, count=count, sampling=sampling)
@@ -119,7 +117,12 @@ def decode_in_calls(prompts, counts, sampling, num_new=9):
 
 
 def test_calls_of_any_length_give_the_same_tokens_and_draws_go_with_the_request():
-  settings = {'seed': [5, 5, 6], 'temperature': [1.5] * 3, 'top_k': [20, 0, 0], 'top_p': [1, 0.9, 1]}
+  settings = {
+    'seed': [5, 5, 6],
+    'temperature': [1.5] * 3,
+    'top_k': [20, 0, 0],
+    'top_p': [1, 0.9, 1],
+  }
   settings |= {'penalty': [1, 1.4, 1]}
   of = lambda rows: Sampling(**{f'{k}_B': np.array(v)[rows] for k, v in settings.items()})
   prompts = [[3, 4, 5], [9, 8, 7, 6, 5, 4], [3, 4, 5]]

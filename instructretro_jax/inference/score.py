@@ -1,0 +1,119 @@
+"""Log-probabilities of the tokens of a text, with its neighbours and without."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructretro_jax.array_types import Array, Params
+from instructretro_jax.inference.answer import Neighbour, as_window
+from instructretro_jax.inference.decode import without_retrieval
+from instructretro_jax.inference.generate import NUM_NEIGHBOURS, Generator
+from instructretro_jax.model.retro import Retro
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+  """What a model makes of a text.
+
+  Attributes:
+    pieces: text of each token.
+    closed, opened: log-probability (nats) of each token after those before it, with the gate at 0
+      and with it open; None for the first token, and of `opened` without neighbours.
+    neighbours: of each chunk; those of a chunk serve the next one.
+  """
+
+  pieces: tuple[str, ...]
+  closed: tuple[float | None, ...]
+  opened: tuple[float | None, ...] | None
+  neighbours: tuple[tuple[Neighbour, ...], ...]
+
+  def to_json(self) -> dict[str, Any]:
+    fields = dataclasses.asdict(self)
+    fields['neighbours'] = [
+      [{k: v for k, v in neighbour.items() if k != 'tokens'} for neighbour in chunk]
+      for chunk in fields['neighbours']
+    ]
+    return fields
+
+
+def score(generator: Generator, text: str, gate: float = 1.0) -> Score:
+  """Scores a text, whose chunks are counted from its start, as in training.
+
+  The gate is tried open only if the generator has an encoder and a retriever.
+
+  Raises ValueError if the text has fewer than two tokens, or more than there are learned positions.
+  """
+  config, vocab = generator.config, generator.vocab
+  C, tokens = config.chunk_len, generator.tokenize(text)
+  L = len(tokens)
+  if L < 2:
+    raise ValueError(f'{text!r} is {L} tokens: the first has no probability, so give two or more')
+  N = 1 << (-(-L // C) - 1).bit_length()  # so that few lengths are compiled
+  if config.decoder.positions == 'learned':
+    N = min(N, config.decoder.max_len // C)
+    if N * C < L:
+      raise ValueError(
+        f'{L} tokens do not fit {config.decoder.max_len} learned positions (max_len)'
+      )
+  tokens_1L = np.full((1, N * C), vocab.pad_id, np.int32)
+  tokens_1L[0, :L] = tokens
+  is_text_1L = (np.arange(N * C) < L)[None].astype(np.int32)
+  run = _scorer(Retro(config))
+  as_tuple = lambda nats_1L: (None, *np.asarray(nats_1L)[0, : L - 1].tolist())
+  closed = run(without_retrieval(generator.params), tokens_1L, is_text_1L)
+  opened, neighbours = None, []
+  if generator.has_encoder and generator.retriever is not None:
+    chunks = [vocab.decode(tokens[n : n + C]) for n in range(0, L, C)]
+    neighbours = generator.retriever.find(chunks, NUM_NEIGHBOURS)
+    given = [*neighbours, *[[]] * (N - len(neighbours))]
+    windows = [as_window(found, NUM_NEIGHBOURS, 2 * C, vocab.pad_id) for found in given]
+    windows = [np.stack(x)[None] for x in zip(*windows)]
+    opened = as_tuple(run(generator.params, tokens_1L, is_text_1L, *windows, np.float32(gate)))
+  return Score(
+    pieces=_pieces(generator, tokens),
+    closed=as_tuple(closed),
+    opened=opened,
+    neighbours=tuple(map(tuple, neighbours)),
+  )
+
+
+@functools.lru_cache(maxsize=4)
+def _scorer(model: Retro) -> Any:
+  """A function (params, tokens, segments, neighbours, mask, gate) -> log-probabilities [B, L]."""
+
+  def run(
+    params: Params,
+    tokens_BL: Array,
+    segments_BL: Array,
+    neighbours_BNKR: Array | None = None,
+    mask_BNKR: Array | None = None,
+    gate: Array | None = None,
+  ) -> Array:
+    logits_BLV = model.apply(
+      {'params': params},
+      *(tokens_BL, segments_BL, neighbours_BNKR, mask_BNKR),
+      gate=0 if gate is None else gate,
+      method='logits',
+    )
+    next_BL = jnp.roll(tokens_BL, -1, axis=1)  # nothing follows the last: callers drop it
+    found_BL1 = jnp.take_along_axis(logits_BLV, next_BL[:, :, None], axis=2)
+    return found_BL1[:, :, 0] - jax.nn.logsumexp(logits_BLV, axis=2)
+
+  return jax.jit(run)
+
+
+def _pieces(generator: Generator, tokens: list[int]) -> tuple[str, ...]:
+  """The text of each token after those before it; a broken character stands with its last one."""
+  decode, pieces, given = generator.vocab.decode, [], 0
+  for n in range(1, len(tokens) + 1):
+    text = decode(tokens[:n])
+    end = given if text.endswith('\ufffd') and n < len(tokens) else len(text)
+    pieces.append(text[given:end])
+    given = end
+  return tuple(pieces)

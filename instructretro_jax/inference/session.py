@@ -1,0 +1,164 @@
+"""From what a user gives (a folder, a question, passages, a file of prompts) to text and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.table import Table
+from rich.text import Text
+
+from instructretro_jax.data.packages import cache_folder
+from instructretro_jax.inference.answer import Generation, Request
+from instructretro_jax.inference.chat import format_of
+from instructretro_jax.inference.generate import Generator, find_vocabulary, load_generator
+from instructretro_jax.inference.retriever import open_retriever
+from instructretro_jax.inference.score import Score
+from instructretro_jax.manifest import StageError
+
+_FIELDS = {field.name for field in dataclasses.fields(Request)} - {'prompt'}
+
+
+def open_generator(folder: Path, index: Path | None, gate: float | None) -> tuple[Generator, float]:
+  """The generator of a checkpoint, and the gate: as given, else open if there is an index.
+
+  What is compiled is kept between calls, in the cache of this package unless JAX has one.
+
+  Raises StageError as `load_generator` and `open_retriever` do, or if there is no encoder for an
+  open gate.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
+  retriever = None if index is None else open_retriever(index, find_vocabulary(folder))
+  if gate is None:
+    gate = 0.0 if retriever is None else 1.0
+  generator = load_generator(folder, with_encoder=gate != 0, retriever=retriever)
+  if gate != 0 and not generator.has_encoder:
+    raise StageError(f'{folder} has no encoder: its gate stays closed, so give --gate=0')
+  return generator, gate
+
+
+def make_request(
+  generator: Generator,
+  template: Request,
+  text: str,
+  passages: Sequence[str] = (),
+  history: Sequence[tuple[str, str]] | None = None,
+) -> Request:
+  """A request like the template, whose prompt is the passages and then a text.
+
+  If the gate is open and there is no retriever, the encoder reads the passages as well.
+
+  Args:
+    history: questions and answers before, which make the text a question of a dialogue, put in the
+      form that the vocabulary suggests; None: the text is continued as it is.
+  """
+  stop = template.stop
+  if history is None:
+    prompt = '\n\n'.join([*passages, text])
+  else:
+    form = format_of(generator.vocab)
+    prompt, stop = form.prompt(text, passages, history), (*stop, *form.stop)
+  reads_passages = template.gate != 0 and generator.retriever is None
+  neighbours = tuple(passages) if reads_passages else template.neighbours
+  return dataclasses.replace(template, prompt=prompt, stop=stop, neighbours=neighbours)
+
+
+def read_requests(
+  path: Path,
+  generator: Generator,
+  template: Request,
+  passages: Sequence[str] = (),
+  is_chat: bool = False,
+) -> list[Request]:
+  """The requests of a file of JSON lines: `prompt`, `context` (a list), or fields of `Request`.
+
+  What a line does not say is as in the template. Raises StageError for a line that is no request.
+  """
+  requests = []
+  for number, line in enumerate(path.read_text().splitlines(), 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      if not isinstance(row, dict) or not isinstance(row.get('prompt'), str):
+        raise ValueError("no object with a text 'prompt'")
+      text, own = row.pop('prompt'), row.pop('context', passages)
+      if unknown := sorted(row.keys() - _FIELDS):
+        raise ValueError(f'{unknown} is unknown; there are prompt, context and {sorted(_FIELDS)}')
+      row |= {name: tuple(row[name]) for name in ('stop', 'neighbours') if name in row}
+      filled = dataclasses.replace(template, **row)
+      requests.append(make_request(generator, filled, text, own, () if is_chat else None))
+    except (ValueError, TypeError) as error:
+      raise StageError(f'{path}, line {number}: {error}') from error
+  if not requests:
+    raise StageError(f'{path} has no prompt: write lines like {{"prompt": "Once"}}')
+  return requests
+
+
+class Dialogue:
+  """Questions and answers in turn; the oldest are forgotten when the model has no room for them."""
+
+  def __init__(self, generator: Generator, template: Request, passages: Sequence[str] = ()):
+    self._generator, self._template, self._passages = generator, template, passages
+    self._history: list[tuple[str, str]] = []
+
+  def ask(self, question: str) -> Iterator[str]:
+    """Yields the answer in pieces. Raises ValueError if the question alone is too long."""
+    room = self._generator.config.decoder.max_len - self._template.max_new
+    while True:
+      request = make_request(
+        self._generator, self._template, question, self._passages, self._history
+      )
+      num_tokens = len(self._generator.tokenize(request.prompt))
+      if num_tokens <= room:
+        break
+      if not self._history:
+        raise ValueError(f'the question is {num_tokens} tokens, and there is room for {room}')
+      del self._history[0]
+    answer = yield from self._generator.stream(request)
+    self._history.append((question, answer.text))
+
+
+def answer_json(request: Request, answer: Generation) -> dict[str, Any]:
+  """One line of output: prompt and answer, and the neighbours that were found."""
+  found = [
+    {
+      'after_tokens': num_tokens,
+      'chunks': [
+        {'chunk': n.chunk_id, 'document': n.document, 'score': n.score, 'text': n.text}
+        for n in neighbours
+      ],
+    }
+    for num_tokens, neighbours in answer.neighbours
+  ]
+  row = {'prompt': request.prompt, 'text': answer.text, 'finish': answer.finish}
+  return {**row, 'tokens': len(answer.tokens), **({'retrieved': found} if found else {})}
+
+
+def score_tables(found: Score) -> list[Table]:
+  """The tokens with their log-probabilities, and the neighbours used."""
+  tokens = Table('token', 'gate off', title='log-probability of each token, nats')
+  columns = [found.closed]
+  if found.opened is not None:
+    for name in ('gate on', 'gain'):
+      tokens.add_column(name)
+    gain = [None if a is None else b - a for a, b in zip(found.closed, found.opened)]
+    columns += [found.opened, gain]
+  for piece, *values in zip(found.pieces, *columns):
+    tokens.add_row(Text(repr(piece)), *('' if x is None else f'{x:.3f}' for x in values))
+  means = [sum(x for x in column if x is not None) / (len(column) - 1) for column in columns]
+  tokens.add_section()
+  tokens.add_row('mean', *(f'{mean:.3f}' for mean in means))
+  if found.opened is None:
+    return [tokens]
+  neighbours = Table('chunk', 'neighbour', 'score', 'text', title='neighbours, for the next chunk')
+  for chunk, members in enumerate(found.neighbours):
+    for n in members:
+      place = n.document if n.chunk_id is None else f'{n.document}, chunk {n.chunk_id}'
+      neighbours.add_row(str(chunk), Text(place), f'{n.score:.3f}', Text(n.text))
+  return [tokens, neighbours]
