@@ -83,7 +83,7 @@ def test_the_abstract_batch_is_that_of_the_data():
       return 20
 
     def documents(self, chunks):
-      return np.zeros(chunks.shape, np.int32)
+      return np.zeros_like(chunks)
 
     def neighbour_tokens(self, ids, pad_id):
       shape = (*ids.shape, 2 * C)
