@@ -124,7 +124,8 @@ def test_two_processes_train_as_one_does(tmp_path, tiny_documents):
 
   # a process dies between two checkpoints of the second arm; both are started again
   shutil.copytree(two, killed)
-  shutil.rmtree(killed / 'retro_fit')
+  for name in ('retro_fit', 'perplexity'):
+    shutil.rmtree(killed / name)
   pair = start_pair(killed, tiny_documents)
   log = killed / 'retro_fit' / 'logs' / 'metrics.jsonl'
   while not (log.exists() and log.read_text().count('\n') >= 3):

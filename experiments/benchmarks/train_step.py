@@ -60,19 +60,17 @@ def our_config(shape: Shape):
     decoder=decoder,
     chunk_len=shape.chunk_len,
     encoder_layers=shape.encoder_layers,
-    cross_attention_layers=shape.retro_layers,
-    mask_neighbours=True,
-    encoder_rotary=True,
+    cross_attention_layers=shape.retro_layers,  # switches as in the released models, like megatron
   )
 
 
 def serve_ours(shape: Shape, gate: float) -> None:
   """A worker: the step that `instructretro run` trains with."""
-  from instructretro_jax.model.flops import train_step_flops
   import jax
   import jax.numpy as jnp
   import numpy as np
 
+  from instructretro_jax.model.flops import train_step_flops
   from instructretro_jax.model.retro import Retro
   from instructretro_jax.sharding import MeshConfig, make_mesh
   from instructretro_jax.train.optimizer import OptimizerConfig
@@ -114,7 +112,6 @@ def serve_ours(shape: Shape, gate: float) -> None:
     seq_len=shape.seq_len,
     num_neighbours=shape.neighbours,
     is_open=gate != 0,
-    count_masked=True,  # a CPU computes the masked half too
   ).total
   memory = compiled.memory_analysis()
   about = {

@@ -105,7 +105,8 @@ class IndexedSource(seqio.DataSource):
     self.signature = {
       name: tf.TensorSpec(array.shape[1:], array.dtype) for name, array in first.items()
     }
-    super().__init__(splits=('train',), num_input_examples={'train': len(positions)})
+    # seqio would keep sources that say they are small in memory, and each is read once
+    super().__init__(splits=('train',), num_input_examples=None)
 
   @property
   def supports_arbitrary_sharding(self) -> bool:

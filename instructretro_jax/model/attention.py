@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from flax import linen as nn
+import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
@@ -40,7 +41,9 @@ def rotate(
   frequency = base ** (-jnp.arange(half, dtype=dtype) / half)
   positions_BT = positions.reshape(-1, x_BTHA.shape[1]).astype(dtype)  # or [1, T]
   angle = positions_BT[:, :, None, None] * frequency[None, None, None, :]
-  cos, sin = jnp.cos(angle).astype(x_BTHA.dtype), jnp.sin(angle).astype(x_BTHA.dtype)
+  # the barrier keeps them from being computed again for each head
+  cos, sin = jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
+  cos, sin = cos.astype(x_BTHA.dtype), sin.astype(x_BTHA.dtype)
   turning, rest = x_BTHA[..., :rotary_width], x_BTHA[..., rotary_width:]
   if interleaved:
     a, b = turning[..., 0::2], turning[..., 1::2]

@@ -9,6 +9,10 @@ import jax.numpy as jnp
 from instructretro_jax import sharding
 from instructretro_jax.array_types import Array
 
+_CAUSAL_BLOCKS, _LEAST_BLOCK = (
+  4,
+  128,
+)  # of queries, which read keys up to their end: 5/8 of all scores
 _SPLASH_BLOCK = 1024  # queries and keys a step; 2048 exceeds the default VMEM limit of v5p
 
 
@@ -27,19 +31,35 @@ def attend(
 
   Returns: [B, T, H, A].
   """
+  return _heads_last(_attend(*_heads_first(q_BTHA, k_BUGA, v_BUGA), mask, bias))
+
+
+def _heads_first(q_BTHA: Array, k_BUGA: Array, v_BUGA: Array) -> tuple[Array, Array, Array]:
+  """Scaled queries [B, G, I, T, A], keys and values [B, G, U, A], I = H / G.
+
+  The axes of a product's batch come first, where CPUs would else transpose the scores.
+  """
   B, T, H, A = q_BTHA.shape
-  G, U = k_BUGA.shape[2], k_BUGA.shape[1]
-  dtype = jnp.promote_types(q_BTHA.dtype, jnp.float32)
-  # heads before positions: batched matrix products, where CPUs would else transpose the scores
+  G = k_BUGA.shape[2]
   q_BGITA = jnp.transpose((q_BTHA * A**-0.5).reshape(B, T, G, H // G, A), (0, 2, 3, 1, 4))
-  k_BGUA, v_BGUA = jnp.swapaxes(k_BUGA, 1, 2), jnp.swapaxes(v_BUGA, 1, 2)
-  scores = _scores(q_BGITA, k_BGUA).reshape(B, H, T, U)
+  return q_BGITA, jnp.swapaxes(k_BUGA, 1, 2), jnp.swapaxes(v_BUGA, 1, 2)
+
+
+def _heads_last(read_BGITA: Array) -> Array:
+  B, G, I, T, A = read_BGITA.shape
+  return jnp.transpose(read_BGITA, (0, 3, 1, 2, 4)).reshape(B, T, G * I, A)
+
+
+def _attend(
+  q_BGITA: Array, k_BGUA: Array, v_BGUA: Array, mask: Array | None, bias: Array | None
+) -> Array:
+  B, G, I, T, _ = q_BGITA.shape
+  scores_BHTU = _scores(q_BGITA, k_BGUA).reshape(B, G * I, T, -1)
   if bias is not None:
-    scores += bias.astype(dtype)
+    scores_BHTU += bias.astype(scores_BHTU.dtype)
   if mask is not None:
-    scores = jnp.where(mask, scores, jnp.finfo(dtype).min)
-  read_BGITA = _read(scores.reshape(B, G, H // G, T, U), v_BGUA)
-  return jnp.transpose(read_BGITA, (0, 3, 1, 2, 4)).reshape(B, T, H, A)
+    scores_BHTU = _hide(scores_BHTU, mask)
+  return _read(scores_BHTU.reshape(B, G, I, T, -1), v_BGUA)
 
 
 # The products by hand, backwards too, so that nothing of the size of the scores is transposed, and
@@ -62,6 +82,16 @@ def _scores_backward(residuals: tuple[Array, Array], grad_BGITU: Array) -> tuple
 
 
 _scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_backward)
+
+
+@jax.custom_vjp
+def _hide(scores_BHTU: Array, mask: Array) -> Array:
+  """The scores, as low as can be where the mask is False."""
+  return jnp.where(mask, scores_BHTU, jnp.finfo(scores_BHTU.dtype).min)
+
+
+# what is hidden has weight 0, and with it gradient 0, before it gets here
+_hide.defvjp(lambda scores, mask: (_hide(scores, mask), None), lambda _, grad: (grad, None))
 
 
 @jax.custom_vjp
@@ -118,7 +148,16 @@ def attend_causally(
     return jax.nn.dot_product_attention(
       q_BLHA, k_BLGA, v_BLGA, mask=mask_B1LL, implementation='cudnn'
     )
-  return attend(q_BLHA, k_BLGA, v_BLGA, mask_B1LL)
+  L, most = q_BLHA.shape[1], max(1, min(_CAUSAL_BLOCKS, q_BLHA.shape[1] // _LEAST_BLOCK))
+  block = L // max(n for n in range(1, most + 1) if L % n == 0)
+  q_BGILA, k_BGLA, v_BGLA = _heads_first(q_BLHA, k_BLGA, v_BLGA)
+  read = []
+  for start in range(0, L, block):
+    stop = start + block
+    keys, values = k_BGLA[:, :, :stop], v_BGLA[:, :, :stop]
+    mask = mask_B1LL[:, :, start:stop, :stop]
+    read.append(_attend(q_BGILA[:, :, :, start:stop], keys, values, mask, None))
+  return _heads_last(jnp.concatenate(read, axis=3))
 
 
 def attend_by_splash(

@@ -49,10 +49,10 @@ def _rows(f: dict[str, Any]) -> Iterator[tuple[str, str]]:
   yield 'MFU between', f'{f["mfu_lower"]:.1%} and {f["mfu_upper"]:.1%}'
   for kind, c in sorted(f['collectives'].items()):
     yield kind, f'{c["executions"]:,.0f} times, {c["bytes"] / 1e9:,.1f} GB'
-  yield 'of it gathers as reduces', f'{f["gathers_as_reduces"] / 1e9:,.1f} GB'
+  yield 'all-gathers as all-reduces', f'{f["gathers_as_reduces"] / 1e9:,.1f} GB'
   for name, times in sorted(f['kernels'].items()):
     unknown = ', FLOPs not counted' if name in f['unknown_kernels'] else ''
-    yield f'kernel {name}', f'{times:,.0f} times{unknown}'
+    yield 'kernel', f'{name}, {times:,.0f} times{unknown}'
   if f['open_loops']:
     yield 'beware', f'loops of unknown length, counted once: {", ".join(f["open_loops"])}'
   yield 'compiled in', f'{f["compile_seconds"]} s by {f["compiler"]}, jax {f["jax"]}'

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import seqio
+import tensorflow as tf
 
 from instructretro_jax import manifest
 from instructretro_jax.data import tasks
@@ -59,6 +60,14 @@ def test_processes_read_their_rows_of_the_same_batches():
     np.testing.assert_array_equal([b['tokens'] for b in part], [b[rows] for b in whole])
     # one example for the shapes; then no more than its own, many at once
     assert sum(source.read) == 1 + 12 * len(rows) and max(source.read) > len(rows)
+
+
+def test_what_was_read_is_not_kept(monkeypatch):
+  def keep(self, filename=''):
+    raise AssertionError('the whole stream would be held in memory')
+
+  monkeypatch.setattr(tf.data.Dataset, 'cache', keep)
+  assert len(drawn(Numbers(50), 0, 40, 4)) == 10
 
 
 def test_nothing_to_train_on_is_an_error():

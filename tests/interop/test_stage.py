@@ -24,7 +24,6 @@ from instructretro_jax.sharding import MeshConfig, make_mesh
 from instructretro_jax.train import loop
 from instructretro_jax.train.checkpoint import load_params
 from instructretro_jax.train.optimizer import OptimizerConfig
-from instructretro_jax.train.state import abstract_params
 from tests.interop.test_huggingface import GOLDEN, copy_with, flat, logits
 
 LLAMA = str(GOLDEN / 'llama')
@@ -136,8 +135,7 @@ def test_at_step_0_a_retro_fit_is_the_backbone(tmp_path):
   neighbours = rng.integers(0, 272, (2, 4, 2, 8)).astype(np.int32)
   inputs = (tokens, np.ones_like(tokens), neighbours, np.ones(neighbours.shape, bool))
   with jax.set_mesh(mesh):
-    abstract = abstract_params(model, True, mesh)
-    fitted = arm(model, 1.0, 'zero_output')._first_params(tmp_path, abstract, record)
+    fitted = arm(model, 1.0, 'zero_output')._first_params(tmp_path, mesh, record)
   apply = lambda gate: jax.jit(
     lambda params: Retro(model).apply({'params': params}, *inputs, gate=gate, method='logits')
   )
@@ -157,6 +155,5 @@ def test_training_refuses_weights_of_another_decoder(tmp_path):
   turned = architectures.with_retrieval(
     dataclasses.replace(config.decoder, rotary_base=500.0, dtype='bfloat16')
   )
-  abstract = abstract_params(turned, False, make_mesh(MeshConfig()))
   with pytest.raises(StageError, match='rotary_base is 10000.0 there and 500.0 here$'):
-    arm(turned, 0.0)._first_params(tmp_path, abstract, record)
+    arm(turned, 0.0)._first_params(tmp_path, make_mesh(MeshConfig()), record)

@@ -76,11 +76,14 @@ def test_the_abstract_state_is_that_of_training(tmp_path):
 def test_the_abstract_batch_is_that_of_the_data():
   class Store:
     chunk_len = C
-    length, document = np.full(20, C), np.zeros(20, np.int64)
+    length = np.full(20, C)
     tokens = np.ones((20, C), np.int64)
 
     def __len__(self):
       return 20
+
+    def documents(self, chunks):
+      return np.zeros_like(chunks)
 
     def neighbour_tokens(self, ids, pad_id):
       shape = (*ids.shape, 2 * C)

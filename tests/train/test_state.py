@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructretro_jax.manifest import StageError
+from instructretro_jax.manifest import StageError, to_json
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.sharding import MeshConfig, make_mesh
 from instructretro_jax.train import checkpoint
@@ -54,7 +54,7 @@ def saved(state, tmp_path_factory):
   state = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state)
   folder = tmp_path_factory.mktemp('stage')
   there = checkpoint.Checkpoints(folder / 'checkpoints')
-  there.save(state, {})
+  there.save(state, {'model': to_json(CONFIG)})
   there.close()
   return state, folder
 
