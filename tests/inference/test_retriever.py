@@ -1,0 +1,62 @@
+"""Neighbours of a text from the stages of a run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from instructretro_jax import manifest, stage
+from instructretro_jax.data import vocabulary
+from instructretro_jax.data.chunks import ChunkStore, chunk_text
+from instructretro_jax.inference.retriever import open_retriever
+from instructretro_jax.retrieval.stages import BuildIndex
+
+
+@pytest.fixture
+def run(run_folder):
+  stage.run(BuildIndex(recall_queries=4), run_folder)
+  return run_folder
+
+
+def test_the_text_of_a_chunk_finds_the_chunk_with_its_continuation(run):
+  vocab, store = vocabulary.load(run / 'vocabulary'), ChunkStore(run / 'chunks', 'train')
+  retriever = open_retriever(run, vocab)
+  chunks = [3, 8, 20]
+  found = retriever.find([chunk_text(store, vocab, n) for n in chunks] + [' \n'], 3)
+  assert found[3] == []
+  for n, neighbours in zip(chunks, found):
+    scores = [neighbour.score for neighbour in neighbours]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+    np.testing.assert_allclose(scores[0], 1, atol=1e-5)
+    best = next(x for x in neighbours if x.chunk_id == n)
+    tokens, mask = store.neighbour_tokens(np.array(n), vocab.pad_id)
+    assert best.tokens == tokens[mask].tolist() and best.text == vocab.decode(best.tokens)
+    assert best.document == store.provenance(int(store.document[n]))['id']
+
+
+def test_a_model_of_another_vocabulary_reads_the_same_text(run):
+  class Bytes:
+    vocab_size = 256
+
+    def encode(self, text):
+      return list(text.encode())
+
+    def decode(self, ids):
+      return bytes(ids).decode(errors='replace')
+
+  vocab, texts = vocabulary.load(run / 'vocabulary'), ['ape bee cat ']
+  own, other = (open_retriever(run, v).find(texts, 2)[0] for v in (vocab, Bytes()))
+  assert [n.text for n in own] == [n.text for n in other]
+  assert [bytes(n.tokens).decode() for n in other] == [n.text for n in own]
+
+
+def test_what_is_missing_is_named(run):
+  vocab = vocabulary.load(run / 'vocabulary')
+  with pytest.raises(manifest.StageError, match='none holds no finished stage'):
+    open_retriever(run, vocab, index='none')
+  path = run / 'embeddings' / manifest.MANIFEST
+  content = json.loads(path.read_text())
+  content['plan']['arguments']['embedder']['class'] = 'Mine'
+  path.write_text(json.dumps(content))
+  with pytest.raises(manifest.StageError, match='the embedder Mine is none of'):
+    open_retriever(run, vocab)
