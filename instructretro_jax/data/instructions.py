@@ -6,32 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from instructretro_jax.data.prompts import Prompter
 from instructretro_jax.data.questions import Question
 from instructretro_jax.data.vocabulary import Vocabulary
-
-SYSTEM = (
-  'System: This is a chat between a user and an assistant. '
-  'The assistant answers from the context, and says so if the answer is not there.\n\n'
-)
-
-
-def prompt_tokens(
-  question: Question, vocab: Vocabulary, max_len: int, with_passages: bool = True
-) -> tuple[list[int], int]:
-  """The prompt in at most `max_len` tokens, and how many passage tokens were cut to fit.
-
-  The passages are cut at their end; the question never is. Raises ValueError if the prompt does
-  not fit even without a passage.
-  """
-  head = vocab.encode(SYSTEM)
-  tail = vocab.encode(f'User: {question.question.strip()}\n\nAssistant:')
-  passages = []
-  if with_passages and question.passages:
-    passages = vocab.encode('\n\n'.join(question.passages) + '\n\n')
-  room = max_len - len(head) - len(tail)
-  if room < 0:
-    raise ValueError(f'question {question.id} needs {len(head) + len(tail)} of {max_len} tokens')
-  return [*head, *passages[:room], *tail], max(0, len(passages) - room)
 
 
 class Instructions:
@@ -47,11 +24,12 @@ class Instructions:
   def __init__(self, questions: Sequence[Question], vocab: Vocabulary, seq_len: int):
     self._rows: list[tuple[list[int], list[int]]] = []
     self._seq_len, self._pad_id = seq_len, vocab.pad_id
+    prompter = Prompter(vocab)
     self.num_cut = self.num_left_out = 0
     for question in questions:
-      answer = [*vocab.encode(f' {question.answers[0].strip()}'), vocab.eos_id]
+      answer = prompter.answer(question, question.answers[0])
       try:
-        prompt, cut = prompt_tokens(question, vocab, seq_len + 1 - len(answer))
+        prompt, cut, _ = prompter.prompt(question, seq_len + 1 - len(answer))
       except ValueError:
         self.num_left_out += 1
         continue

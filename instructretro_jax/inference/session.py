@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from instructretro_jax.data.packages import cache_folder
+from instructretro_jax.data.prompts import format_of
 from instructretro_jax.inference.answer import Generation, Request
-from instructretro_jax.inference.chat import format_of
 from instructretro_jax.inference.generate import Generator, find_vocabulary, load_generator
 from instructretro_jax.inference.retriever import open_retriever
 from instructretro_jax.inference.score import Score
@@ -62,7 +62,8 @@ def make_request(
     prompt = '\n\n'.join([*passages, text])
   else:
     form = format_of(generator.vocab)
-    prompt, stop = form.prompt(text, passages, history), (*stop, *form.stop)
+    turns = [turn for pair in history for turn in pair]
+    prompt, stop = ''.join(form.parts([*turns, text], passages)), (*stop, *form.stop)
   reads_passages = template.gate != 0 and generator.retriever is None
   neighbours = tuple(passages) if reads_passages else template.neighbours
   return dataclasses.replace(template, prompt=prompt, stop=stop, neighbours=neighbours)

@@ -7,9 +7,10 @@ import json
 import pytest
 
 from instructretro_jax import manifest, stage
-from instructretro_jax.data import questions
+from instructretro_jax.data import question_sets, questions
 from instructretro_jax.data.documents import Problems
-from instructretro_jax.data.questions import JsonLinesQuestions, Question
+from instructretro_jax.data.question_sets import JsonLinesQuestions
+from instructretro_jax.data.questions import Question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +158,34 @@ def test_own_rows(tmp_path):
 )
 def test_split_spans(joined, spans):
   passage = 'Then the cat sat on the mat. Now on the mat. Now it sleeps.'
-  assert questions.split_spans(joined, passage) == spans
+  assert question_sets.split_spans(joined, passage) == spans
+
+
+def test_rows_may_have_turns_before_options_and_a_style(tmp_path):
+  rows = [
+    {'history': ['a?', 'b.'], 'system': 'S.', 'style': 'full'},
+    {'options': ['red', 'blue'], 'style': 'option'},
+    {'history': ['a?']},
+    {'style': 'rhyme'},
+  ]
+  rows = [{'question': 'q?', 'passages': [], 'answer': 'B'} | row for row in rows]
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  problems = Problems('skip')
+  one, two = JsonLinesQuestions(str(path)).read(problems)
+  assert (one.history, one.system, one.style) == (('a?', 'b.'), 'S.', 'full')
+  assert (two.options, two.style, two.history) == (('red', 'blue'), 'option', ())
+  assert found['odd_history']['count'] == found['unknown_style']['count'] == 1
 
 
 @pytest.mark.packages
 def test_packaged_sets():
-  sets = (questions.BoolQ(), questions.NarrativeQA(), questions.QuAC(), questions.DisflQA())
+  sets = (
+    question_sets.BoolQ(),
+    question_sets.NarrativeQA(),
+    question_sets.QuAC(),
+    question_sets.DisflQA(),
+  )
   read = [list(one.read(Problems('refuse'))) for one in sets]
   assert [len(found) for found in read] == [12697, 3000, 3000, 1000]
   everything = [question for found in read for question in found]
@@ -171,6 +194,6 @@ def test_packaged_sets():
   assert all(len(q.passages) == 1 and q.passages[0].strip() for q in everything)
   assert collections.Counter(q.answers for q in read[0]) == {('yes',): 7907, ('no',): 4790}
   first, second, third = read[2][:3]
-  assert second.question.startswith(f'{first.question}\n{first.answers[0]}\n')
-  assert third.question.startswith(f'{second.question}\n{second.answers[0]}\n')
+  assert second.history == (first.question, first.answers[0]) and first.history == ()
+  assert third.history == (*second.history, second.question, second.answers[0])
   assert all(a == 'CANNOTANSWER' or a in q.passages[0] for q in read[2] for a in q.answers)

@@ -10,11 +10,10 @@ import pytest
 
 from instructretro_jax import main
 from instructretro_jax.data import vocabulary
-from instructretro_jax.data.instructions import SYSTEM
+from instructretro_jax.data.prompts import PLAIN, format_of
 from instructretro_jax.inference import score as scoring
 from instructretro_jax.inference import session
 from instructretro_jax.inference.answer import Request
-from instructretro_jax.inference.chat import CHATML, PLAIN, format_of
 from instructretro_jax.manifest import StageError
 from tests.inference.conftest import RUN_CONFIG
 from tests.model.test_retro import logits
@@ -111,7 +110,7 @@ def test_dialogues_remember_and_forget_the_oldest(run_with_arm, monkeypatch):
   monkeypatch.setattr(generator, 'stream', lambda r: asked.append(r.prompt) or stream(r))
   dialogue = session.Dialogue(generator, Request(prompt=(0,), max_new=4), ['lynx'])
   answers = [''.join(dialogue.ask(f'ape {n}?')) for n in range(3)]
-  assert asked[0] == f'{SYSTEM}lynx\n\nUser: ape 0?\n\nAssistant:'
+  assert asked[0] == f'System: {PLAIN.default_system}\n\nlynx\n\nUser: ape 0?\n\nAssistant:'
   turn = lambda n: f' {answers[n].strip()}\n\nUser: ape {n + 1}?\n\nAssistant:'
   assert asked[1] == asked[0] + turn(0)
   # the model has 200 positions, and a letter that is no word is a token
@@ -121,14 +120,8 @@ def test_dialogues_remember_and_forget_the_oldest(run_with_arm, monkeypatch):
     list(dialogue.ask('a' * 200))
 
 
-def test_formats_are_those_of_training_and_of_the_tokenizer(run_with_arm):
+def test_the_format_is_that_of_training(run_with_arm):
   assert format_of(vocabulary.load(run_with_arm / 'vocabulary')) is PLAIN
-  prompt = CHATML.prompt('Who? ', ['One.', 'Two.'], [('A?', ' B.')])
-  assert prompt == (
-    '<|im_start|>system\nAnswer from this context.\n\nOne.\n\nTwo.<|im_end|>\n'
-    '<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\nB.<|im_end|>\n'
-    '<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n'
-  )
 
 
 def test_scores_are_those_of_the_full_forward(run_with_arm):
