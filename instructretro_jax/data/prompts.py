@@ -146,6 +146,14 @@ class Prompter:
         raise ValueError(f'question {question.id} needs {needed} of {max_len} tokens')
       num_turns += 2
 
+  def fits(self, question: Question, max_len: int) -> bool:
+    """Whether there is a prompt of `max_len` tokens, if need be without passages and history."""
+    try:
+      self.prompt(question, max_len, ())
+    except ValueError:
+      return False
+    return True
+
   def answer(self, question: Question, answer: str, with_end: bool = True) -> list[int]:
     """The tokens of an answer, as they follow the prompt, and of its end."""
     before = ' ' if STYLES[question.style].prefill else self.format.answer[0]

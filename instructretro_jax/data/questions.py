@@ -50,7 +50,7 @@ class Questions(stage.Stage):
 
   name: str = 'questions'
   sets: tuple[QuestionSet, ...]
-  heldout_share: float  # of the passages, between 0 and 1
+  heldout_share: float  # of the passages, above 0; 1 leaves nothing to train on
   max_per_set: int | None = None  # questions of a task, both splits together; the first by hash
   seed: int = 0
   on_bad_input: str = 'skip'  # or 'refuse'
@@ -58,8 +58,8 @@ class Questions(stage.Stage):
   def __post_init__(self):
     if not self.sets:
       raise ValueError('the stage needs at least one set of questions')
-    if not 0 < self.heldout_share < 1:
-      raise ValueError(f'heldout_share={self.heldout_share} is not between 0 and 1')
+    if not 0 < self.heldout_share <= 1:
+      raise ValueError(f'heldout_share={self.heldout_share} is not above 0 and at most 1')
     if self.max_per_set is not None and self.max_per_set < 1:
       raise ValueError(f'max_per_set={self.max_per_set}: give a count from 1, or None for all')
     Problems(self.on_bad_input)
@@ -112,7 +112,7 @@ class Questions(stage.Stage):
   def _check_splits(self, parts: Mapping[str, Sequence[Question]], problems: Problems) -> None:
     sizes = {split: len(questions) for split, questions in parts.items()}
     for split, size in sizes.items():
-      if not size:
+      if not size and (split == 'heldout' or self.heldout_share < 1):
         raise manifest.StageError(
           f'no question is in the {split} split ({sizes}, heldout_share={self.heldout_share}): add '
           'questions on other passages, or change heldout_share or seed; bad input: '

@@ -1,32 +1,88 @@
-"""Exact match and token F1 of answers, with SQuAD's normalisation, over all references."""
+"""Metrics of one answer against its references, and what passages could give at best."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
 import re
 import string
 
-import numpy as np
-import scipy.stats
+from rouge_score import rouge_scorer
 
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
-_PUNCTUATION = str.maketrans('', '', string.punctuation)
+_NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
+_SPACES = str.maketrans(dict.fromkeys(string.punctuation, ' '))
+_SPACES_AND_QUOTES = str.maketrans(dict.fromkeys(string.punctuation + '‘’´`', ' '))
 
 
 def normalize(answer: str) -> str:
-  """Lower case, no punctuation, no articles, single spaces (Rajpurkar et al. 2016)."""
-  return ' '.join(_ARTICLES.sub(' ', answer.lower().translate(_PUNCTUATION)).split())
+  """Lower case, no punctuation, no articles, single spaces (SQuAD: Rajpurkar et al. 2016)."""
+  return ' '.join(_ARTICLES.sub(' ', answer.lower().translate(_NO_PUNCTUATION)).split())
 
 
-def exact_match(prediction: str, references: Sequence[str]) -> float:
+def normalize_trivia(answer: str) -> str:
+  """As SQuAD's, but punctuation and quotation marks part words (TriviaQA: Joshi et al. 2017)."""
+  return ' '.join(_ARTICLES.sub(' ', answer.lower().translate(_SPACES_AND_QUOTES)).split())
+
+
+def normalize_first(answer: str) -> str:
+  """As SQuAD's, but punctuation parts words: of the F1 in NVIDIA's Megatron-LM."""
+  return ' '.join(_ARTICLES.sub(' ', answer.lower().translate(_SPACES)).split())
+
+
+def exact_match(prediction: str, references: Sequence[str], norm=normalize) -> float:
   """1 if the prediction equals any reference after normalisation."""
-  return float(any(normalize(prediction) == normalize(r) for r in references))
+  return float(any(norm(prediction) == norm(r) for r in references))
 
 
-def f1(prediction: str, references: Sequence[str]) -> float:
-  """Harmonic mean of token precision and recall against the best reference."""
-  return max(_f1_of_one(normalize(prediction).split(), normalize(r).split()) for r in references)
+def f1(prediction: str, references: Sequence[str], norm=normalize) -> float:
+  """Harmonic mean of token precision and recall against the best reference.
+
+  If one side has no token, 1 if neither has (SQuAD 2.0).
+  """
+  return max(_f1_of_one(norm(prediction).split(), norm(r).split()) for r in references)
+
+
+def f1_first(prediction: str, references: Sequence[str]) -> float:
+  """F1 against the first reference that is not empty, as Megatron-LM's tools/retro computes it."""
+  usable = [r for r in references if normalize_first(r)]
+  return f1(prediction, usable[:1], normalize_first) if usable else 0.0
+
+
+def rouge(name: str, prediction: str, references: Sequence[str]) -> float:
+  """F-measure of ROUGE ('rouge1', 'rouge2' or 'rougeL', stemmed) against the best reference."""
+  scorer = _scorer()
+  return max(scorer.score(r, prediction)[name].fmeasure for r in references)
+
+
+METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
+  'exact_match': exact_match,
+  'f1': f1,
+  'f1_first': f1_first,
+  'exact_match_trivia': functools.partial(exact_match, norm=normalize_trivia),
+  'f1_trivia': functools.partial(f1, norm=normalize_trivia),
+  'rouge1': functools.partial(rouge, 'rouge1'),
+  'rouge2': functools.partial(rouge, 'rouge2'),
+  'rougeL': functools.partial(rouge, 'rougeL'),
+}
+ROUGE = ('rouge1', 'rouge2', 'rougeL')
+_SHORT = ('exact_match', 'f1', 'f1_first', 'exact_match_trivia', 'f1_trivia')
+
+
+def metrics_of(style: str) -> tuple[str, ...]:
+  """The metrics by which answers of a style (prompts.STYLES) are judged."""
+  return ROUGE if style == 'summary' else _SHORT
+
+
+def holds_answer(passages: Sequence[str], references: Sequence[str]) -> float:
+  """1 if any reference stands in a passage, whole words, normalised: the ceiling of an extractor.
+
+  Short references stand in many passages by accident.
+  """
+  texts = [f' {normalize(passage)} ' for passage in passages]
+  wanted = [f' {normalize(r)} ' for r in references if normalize(r)]
+  return float(any(w in text for w in wanted for text in texts))
 
 
 def _f1_of_one(predicted: list[str], reference: list[str]) -> float:
@@ -36,14 +92,6 @@ def _f1_of_one(predicted: list[str], reference: list[str]) -> float:
   return 2 * common / (len(predicted) + len(reference))
 
 
-def mean_with_interval(scores: Sequence[float], seed: int = 0) -> dict[str, float | int]:
-  """Mean in percent and its 95 % interval by bootstrap over questions."""
-  values = 100 * np.asarray(scores, float)
-  low = high = float(values.mean())
-  if len(values) > 1 and values.std() > 0:
-    resampled = scipy.stats.bootstrap(
-      (values,), np.mean, method='percentile', n_resamples=2000, rng=np.random.default_rng(seed)
-    )
-    low, high = map(float, resampled.confidence_interval)
-  rounded = {'value': float(values.mean()), 'low': low, 'high': high}
-  return {**{name: round(x, 2) for name, x in rounded.items()}, 'count': len(values)}
+@functools.cache
+def _scorer() -> rouge_scorer.RougeScorer:
+  return rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)

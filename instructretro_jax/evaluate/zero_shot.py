@@ -1,156 +1,168 @@
-"""Zero-shot questions by greedy generation, with and without passages, encoder on and off."""
+"""Stage: zero-shot questions, with more and fewer passages, encoder on and off."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-import tqdm
-
 from instructretro_jax import manifest
-from instructretro_jax.array_types import Params
 from instructretro_jax.data import vocabulary
 from instructretro_jax.data.prompts import Prompter
 from instructretro_jax.data.questions import Question, read_questions
-from instructretro_jax.evaluate.answers import exact_match, f1, mean_with_interval
-from instructretro_jax.inference.decode import make_decoder
-from instructretro_jax.model.config import RetroConfig
-from instructretro_jax.model.retro import Retro
+from instructretro_jax.evaluate.answers import METRICS, holds_answer, metrics_of
+from instructretro_jax.evaluate.readers import (
+  CheckpointReader,
+  HuggingFaceReader,
+  Limits,
+  Query,
+  Reader,
+  answer_of,
+  options_of,
+)
+from instructretro_jax.evaluate.scores import CEILING, CHOICE, System, read_records, score_rows
+from instructretro_jax.retrieval.passages import read_passages
 from instructretro_jax.stage import Stage
-from instructretro_jax.train.checkpoint import load_params
-
-METRICS = {'exact_match': exact_match, 'f1': f1}
+from instructretro_jax.train.checkpoint import has_encoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZeroShot(Stage):
-  """Answers held-out questions with every arm; writes results.json and one record a question.
+  """Answers held-out questions; writes a file of records for each system, and results.json.
 
-  With the encoder on, the first windows of the question's passages are the neighbours of every
-  chunk of the prompt (the paper gives the encoder its top passages). The encoder is on only where
-  the passages are in the prompt too, and only for arms that have one.
+  With the encoder on, the first passages are the neighbours of every chunk of the prompt (the paper
+  gives the encoder the best two of those in the prompt); it is on for arms that have one, and only
+  where passages are in the prompt too. An arm that never has it on is loaded without it.
 
   Attributes:
-    max_questions: of each task, the first of the held-out split.
+    arms: stages with checkpoints.
+    hugging_face: more models, folders or names that the transformers library opens.
+    passages: a stage whose passages are read; None: each question's own.
+    num_passages: in the prompt; one system each.
+    encoders: 'off' and 'on'.
+    max_questions: of each task, the first of the held-out split that fit a prompt.
     prompt_len: tokens of a prompt; passages are cut to fit.
+    num_neighbours: passages for the encoder.
+    baseline: arm against which the others are held, with as many passages; the first if not given.
   """
 
   name: str = 'questions_eval'
   arms: tuple[str, ...]
+  hugging_face: tuple[str, ...] = ()
   questions: str = 'questions'
   vocabulary: str = 'vocabulary'
+  passages: str | None = None
+  num_passages: tuple[int, ...] = (0, 5)
+  encoders: tuple[str, ...] = ('off', 'on')
   max_questions: int
   prompt_len: int
   num_new: int
   num_neighbours: int = 2
-  batch_size: int = 16
+  batch_size: int = 8
+  baseline: str | None = None
+
+  def __post_init__(self):
+    if not set(self.encoders) <= {'off', 'on'}:
+      raise ValueError(f"encoders={self.encoders}: each is 'off' or 'on'")
+    if self.baseline is not None and self.baseline not in (*self.arms, *self.hugging_face):
+      raise ValueError(f'baseline={self.baseline!r} is none of {(*self.arms, *self.hugging_face)}')
 
   def reads(self) -> tuple[str, ...]:
-    return (self.questions, self.vocabulary, *self.arms)
+    passages = [self.passages] if self.passages else []
+    return (self.questions, self.vocabulary, *passages, *self.arms)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
-    vocab = vocabulary.load(root / self.vocabulary)
-    questions = self._fitting(read_questions(root / self.questions, 'heldout'), vocab)
-    prompter = Prompter(vocab)
-    prompts = {
-      with_passages: [prompter.prompt(q, self.prompt_len, passages).tokens for q in questions]
-      for with_passages, passages in ((True, None), (False, ()))
-    }
-    # arms of one configuration share what is compiled
-    decoder = functools.cache(lambda config: self._decoder(config, vocab))
-    windows = functools.cache(
-      lambda window_len: passage_windows(questions, vocab, self.num_neighbours, window_len)
-    )
-    rows, records = [], []
-    for arm in tqdm.tqdm(self.arms, desc=self.name, unit='arm'):
-      config, params, _ = load_params(root / arm)
-      params = jax.device_put(params)
-      systems = [('off', True), ('off', False)] + [('on', True)] * ('encoder' in params)
-      for encoder, with_passages in systems:
-        gate, neighbours = 0, []
-        if encoder == 'on':
-          gate, neighbours = 1.0, windows(2 * config.chunk_len)
-        new_tokens = self._answers(
-          decoder(config), params, prompts[with_passages], neighbours, gate
-        )
-        predictions = [vocab.decode(ids).split('\n')[0].strip() for ids in new_tokens]
-        system = {'arm': arm, 'encoder': encoder, 'passages': with_passages}
-        rows += _scores(system, questions, predictions)
-        records += [
-          {**system, 'id': q.id, 'prediction': p, 'answers': q.answers}
-          for q, p in zip(questions, predictions)
-        ]
+    questions = self._first_of_each_task(root)
+    passages = self._passages_of(root, questions)
+    records = {}
+    for arm in (*self.arms, *self.hugging_face):
+      systems = list(self._systems(root, arm))
+      missing = [system for system in systems if not _file(folder, system).exists()]
+      if missing:
+        reader = self._reader(root, arm, any(system.encoder == 'on' for system in missing))
+        for system in missing:
+          lines = [
+            json.dumps(record, ensure_ascii=False) + '\n'
+            for record in self._records(system, reader, questions, passages)
+          ]
+          manifest.write_text(_file(folder, system), ''.join(lines))
+      records |= {system: read_records(_file(folder, system)) for system in systems}
+    rows = score_rows(records, self.baseline or next(iter(records)).arm)
     manifest.write_text(folder / 'results.json', json.dumps(rows, indent=1))
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    manifest.write_text(folder / 'records.jsonl', '\n'.join(lines) + '\n')
-    return {'questions': dict(collections.Counter(q.task for q in questions))}
+    counts = collections.Counter(question.task for question in questions)
+    return {'questions': dict(sorted(counts.items())), 'systems': len(records)}
 
-  def _fitting(self, questions: Sequence[Question], vocab: vocabulary.Vocabulary) -> list[Question]:
+  def _first_of_each_task(self, root: Path) -> list[Question]:
+    prompter = Prompter(vocabulary.load(root / self.vocabulary))
     taken: collections.Counter[str] = collections.Counter()
     chosen = []
-    for question in questions:
-      if taken[question.task] == self.max_questions:
-        continue
-      try:
-        Prompter(vocab).prompt(question, self.prompt_len)
-      except ValueError:
-        continue
-      taken[question.task] += 1
-      chosen.append(question)
+    for question in read_questions(root / self.questions, 'heldout'):
+      if taken[question.task] < self.max_questions and prompter.fits(question, self.prompt_len):
+        taken[question.task] += 1
+        chosen.append(question)
     return chosen
 
-  def _decoder(
-    self, config: RetroConfig, vocab: vocabulary.Vocabulary
-  ) -> Callable[..., np.ndarray]:
-    return make_decoder(
-      Retro(config), prompt_len=self.prompt_len, num_new=self.num_new, eos_id=vocab.eos_id
+  def _passages_of(self, root: Path, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
+    """The passages of each question by its id, best first."""
+    if self.passages is None:
+      return {question.id: question.passages for question in questions}
+    found = read_passages(root / self.passages, 'heldout')
+    return {q.id: tuple(passage.text for passage in found[q.id]) for q in questions}
+
+  def _systems(self, root: Path, arm: str) -> Iterator[System]:
+    for num_passages in self.num_passages:
+      for encoder in self.encoders:
+        if encoder == 'off' or (num_passages and arm in self.arms and has_encoder(root / arm)):
+          yield System(arm, encoder, num_passages)
+
+  def _reader(self, root: Path, arm: str, with_encoder: bool) -> Reader:
+    limits = Limits(
+      prompt_len=self.prompt_len,
+      num_new=self.num_new,
+      num_neighbours=self.num_neighbours,
+      batch_size=self.batch_size,
     )
+    if arm in self.hugging_face:
+      return HuggingFaceReader(arm, limits)
+    return CheckpointReader(root / arm, limits, with_encoder)
 
-  def _answers(
+  def _records(
     self,
-    decode: Callable[..., np.ndarray],
-    params: Params,
-    prompts: Sequence[Sequence[int]],
-    neighbours: Sequence[np.ndarray],
-    gate: float,
-  ) -> list[list[int]]:
-    """New tokens of each prompt, batch by batch."""
-    answers: list[list[int]] = []
-    for start in range(0, len(prompts), self.batch_size):
-      # the last batch is filled up, so that all have one shape
-      rows = np.minimum(np.arange(start, start + self.batch_size), len(prompts) - 1)
-      batch = [prompts[row] for row in rows]
-      answers += decode(params, batch, *(x[rows] for x in neighbours), gate=gate).tolist()
-    return answers[: len(prompts)]
+    system: System,
+    reader: Reader,
+    questions: Sequence[Question],
+    passages: dict[str, tuple[str, ...]],
+  ) -> Iterator[dict[str, Any]]:
+    """What each question was answered, and how that is judged."""
+    queries = [
+      Query(
+        question=question,
+        passages=passages[question.id][: system.passages],
+        encoder_on=system.encoder == 'on',
+      )
+      for question in questions
+    ]
+    decided = [query for query in queries if options_of(query.question)]
+    choices = dict(zip((query.question.id for query in decided), reader.choices(decided)))
+    for query, written in zip(queries, reader.answers(queries)):
+      question = query.question
+      answer = answer_of(written, question)
+      scores = {m: METRICS[m](answer, question.answers) for m in metrics_of(question.style)}
+      record = {'id': question.id, 'task': question.task, 'answer': answer, 'written': written}
+      if log_probs := choices.get(question.id):
+        chosen = max(zip(log_probs, options_of(question)))[1]
+        scores[CHOICE] = float(chosen in question.answers)
+        record |= {'chosen': chosen, 'log_probs': [round(x, 4) for x in log_probs]}
+      elif query.passages and question.style != 'summary':
+        scores[CEILING] = holds_answer(query.passages, question.answers)
+      rounded = {name: round(value, 6) for name, value in scores.items()}
+      yield {**record, 'references': question.answers, 'scores': rounded}
 
 
-def passage_windows(
-  questions: Sequence[Question], vocab: vocabulary.Vocabulary, count: int, window_len: int
-) -> list[np.ndarray]:
-  """The first `count` windows of each question's passages: tokens and mask, [Q, K, R] each."""
-  tokens = np.full((len(questions), count * window_len), vocab.pad_id, np.int32)
-  mask = np.zeros(tokens.shape, bool)
-  for row, question in enumerate(questions):
-    ids = vocab.encode('\n\n'.join(question.passages))[: tokens.shape[1]]
-    tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
-  shape = (len(questions), count, window_len)
-  return [tokens.reshape(shape), mask.reshape(shape)]
-
-
-def _scores(
-  system: dict[str, Any], questions: Sequence[Question], predictions: Sequence[str]
-) -> list[dict[str, Any]]:
-  rows = []
-  for task in ('all', *sorted({q.task for q in questions})):
-    pairs = [(p, q.answers) for p, q in zip(predictions, questions) if task in ('all', q.task)]
-    for metric, score in METRICS.items():
-      summary = mean_with_interval([score(p, answers) for p, answers in pairs])
-      rows.append({**system, 'task': task, 'metric': metric, **summary})
-  return rows
+def _file(folder: Path, system: System) -> Path:
+  arm = system.arm.replace('/', '_')
+  name = f'{arm}-encoder_{system.encoder}-passages_{system.passages}.jsonl'
+  return folder / 'records' / name

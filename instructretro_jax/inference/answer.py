@@ -8,21 +8,11 @@ import dataclasses
 import numpy as np
 
 from instructretro_jax.data.vocabulary import Vocabulary
+from instructretro_jax.retrieval.retriever import Neighbour
 
 MAX_NEW = 256  # tokens
 _BROKEN = '\ufffd'  # what a decoder makes of a character whose bytes are not all there
 _TAIL = 4  # tokens of the prompt that decide how the first new one is spelt
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Neighbour:
-  """A text for the encoder: at most R tokens are read."""
-
-  tokens: Sequence[int]
-  text: str
-  chunk_id: int | None = None  # of the database, with the document and the score of the search
-  document: str | None = None
-  score: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,12 @@ import tqdm
 from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
 from instructretro_jax.data import vocabulary
-from instructretro_jax.inference.answer import Answer, Generation, Neighbour, Request, as_window
+from instructretro_jax.inference.answer import Answer, Generation, Request, as_window
 from instructretro_jax.inference.decode import Decoder, left_pad, with_neighbours
 from instructretro_jax.inference.sampling import Sampling
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.retrieval.retriever import Neighbour
 from instructretro_jax.train import checkpoint
 
 TOKENS_PER_CALL = 16  # between looks at the text; what is decoded past a stop is dropped
@@ -86,7 +87,10 @@ class Generator:
       for shape, members in groups.items():
         for start in range(0, len(members), self.batch_size):
           batch = members[start : start + self.batch_size]
-          for _ in self._run(batch, shape, TOKENS_PER_CALL):
+          # one size of batches for many requests, few sizes for few: each is compiled
+          many = len(members) > self.batch_size
+          num_rows = self.batch_size if many else _power_of_2(len(batch))
+          for _ in self._run(batch, shape, num_rows, TOKENS_PER_CALL):
             pass
           bar.update(len(batch))
     return [answer.result() for answer in answers]
@@ -94,7 +98,7 @@ class Generator:
   def stream(self, request: Request) -> Stream[str, None, Generation]:
     """Yields the answer in pieces of whole characters; the generator's value is the answer."""
     answer = Answer(request, self.tokenize(request.prompt), self.vocab)
-    for _ in self._run([answer], self._shape(answer), tokens_per_call=1):
+    for _ in self._run([answer], self._shape(answer), num_rows=1, tokens_per_call=1):
       if piece := answer.take():
         yield piece
     return answer.result()
@@ -127,9 +131,11 @@ class Generator:
       raise ValueError(f'retrieval_step={step} is no multiple of the chunk length {C}')
     return dataclasses.replace(shape, retrieval_step=step)
 
-  def _run(self, answers: list[Answer], shape: _Shape, tokens_per_call: int) -> Iterator[None]:
-    """Decodes a batch to its end; yields after each look at the new tokens."""
-    num_added = _power_of_2(len(answers)) - len(answers)  # so that few batch sizes are compiled
+  def _run(
+    self, answers: list[Answer], shape: _Shape, num_rows: int, tokens_per_call: int
+  ) -> Iterator[None]:
+    """Decodes a batch, filled up to `num_rows`; yields after each look at the new tokens."""
+    num_added = num_rows - len(answers)
     fill = lambda rows: [*rows, *[rows[0]] * num_added]
     requests = fill([answer.request for answer in answers])
     prompts = left_pad(fill([answer.prompt for answer in answers]), shape.prompt_len)

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructretro_jax.array_types import Array, Params
-from instructretro_jax.inference.answer import Neighbour, as_window
+from instructretro_jax.inference.answer import as_window
 from instructretro_jax.inference.decode import without_retrieval
 from instructretro_jax.inference.generate import NUM_NEIGHBOURS, Generator
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.retrieval.retriever import Neighbour
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from instructretro_jax.data.packages import cache_folder
 from instructretro_jax.data.prompts import format_of
 from instructretro_jax.inference.answer import Generation, Request
 from instructretro_jax.inference.generate import Generator, find_vocabulary, load_generator
-from instructretro_jax.inference.retriever import open_retriever
 from instructretro_jax.inference.score import Score
 from instructretro_jax.manifest import StageError
+from instructretro_jax.retrieval.retriever import open_retriever
 
 _FIELDS = {field.name for field in dataclasses.fields(Request)} - {'prompt'}
 

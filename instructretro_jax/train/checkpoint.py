@@ -136,6 +136,11 @@ def param_shapes(stage_folder: Path) -> tuple[RetroConfig, dict[str, tuple[int, 
   return one_by_one(config), {path: x.shape for path, x in flat.items()}
 
 
+def has_encoder(stage_folder: Path) -> bool:
+  """Whether the latest checkpoint of a training stage has a retrieval part."""
+  return any(path.startswith('encoder') for path in param_shapes(stage_folder)[1])
+
+
 def load_record(stage_folder: Path) -> dict[str, Any]:
   """The record beside the latest checkpoint of a training stage."""
   return json.loads((_latest(stage_folder) / 'record' / 'metadata').read_text())

@@ -111,7 +111,7 @@ def test_an_empty_split_is_an_error(tmp_path):
 def test_impossible_fields_are_rejected():
   with pytest.raises(ValueError, match='at least one set'):
     questions.Questions(sets=(), heldout_share=0.1)
-  for field in ({'heldout_share': 1.0}, {'max_per_set': 0}, {'on_bad_input': 'ask'}):
+  for field in ({'heldout_share': 1.1}, {'max_per_set': 0}, {'on_bad_input': 'ask'}):
     with pytest.raises(ValueError, match=str(next(iter(field.values())))):
       questions.Questions(**({'sets': (given('a', 1, 1),), 'heldout_share': 0.1} | field))
 

@@ -9,11 +9,12 @@ import pytest
 
 from instructretro_jax.data import vocabulary
 from instructretro_jax.inference import generate
-from instructretro_jax.inference.answer import Neighbour, Request
+from instructretro_jax.inference.answer import Request
 from instructretro_jax.inference.decode import without_retrieval
 from instructretro_jax.inference.generate import Generator, load_generator
 from instructretro_jax.lazy_params import LazyArray
 from instructretro_jax.manifest import StageError
+from instructretro_jax.retrieval.retriever import Neighbour
 from instructretro_jax.train.imported import write_checkpoint
 from tests.inference.test_cache import params_of
 from tests.inference.test_decode import CONFIG

@@ -8,7 +8,7 @@ import pytest
 from instructretro_jax import manifest, stage
 from instructretro_jax.data import vocabulary
 from instructretro_jax.data.chunks import ChunkStore, chunk_text
-from instructretro_jax.inference.retriever import open_retriever
+from instructretro_jax.retrieval.retriever import open_retriever
 from instructretro_jax.retrieval.stages import BuildIndex
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 from instructretro_jax import manifest
 from instructretro_jax.data import vocabulary
 from instructretro_jax.data.chunks import ChunkStore
-from instructretro_jax.inference.answer import Neighbour
 from instructretro_jax.retrieval.embedder import Embedder, EmbedTexts
 from instructretro_jax.retrieval.index import ShardedIndex
 from instructretro_jax.retrieval.minilm import MiniLm
@@ -19,6 +19,17 @@ from instructretro_jax.retrieval.stages import open_index
 from instructretro_jax.retrieval.word_vectors import WordVectors
 
 _EMBEDDERS = {kind.__name__: kind for kind in (MiniLm, WordVectors)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Neighbour:
+  """A text for the encoder: at most R tokens are read."""
+
+  tokens: Sequence[int]
+  text: str
+  chunk_id: int | None = None  # of the database, with the document and the score of the search
+  document: str | None = None
+  score: float | None = None
 
 
 class Retriever:

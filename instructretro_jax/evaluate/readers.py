@@ -1,0 +1,247 @@
+"""What is asked questions: our checkpoints, and the language models of Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import tqdm
+
+from instructretro_jax.data.prompts import Prompter
+from instructretro_jax.data.questions import Question
+from instructretro_jax.data.vocabulary import Vocabulary
+from instructretro_jax.inference.answer import Request, as_window
+from instructretro_jax.inference.decode import left_pad
+from instructretro_jax.inference.generate import load_generator
+from instructretro_jax.inference.likelihood import compile_likelihood, pad_options
+from instructretro_jax.model.retro import Retro
+from instructretro_jax.retrieval.retriever import Neighbour
+
+_LONG_STYLES = ('full', 'summary', 'given')  # whose answers may have several lines
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Query:
+  """A question with what may be read for it.
+
+  Attributes:
+    passages: in the prompt, best first.
+    encoder_on: whether the encoder reads them too.
+  """
+
+  question: Question
+  passages: tuple[str, ...] = ()
+  encoder_on: bool = False
+
+
+class Reader(Protocol):
+  """Anything that answers. A prompt without room for its question raises ValueError."""
+
+  def answers(self, queries: Sequence[Query]) -> list[str]:
+    """A greedy answer to each query, as it was written."""
+
+  def choices(self, queries: Sequence[Query]) -> list[list[float]]:
+    """Log-probability (nats) of each of the query's options (`options_of`) as its answer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+  """Tokens of prompt and answer, passages for the encoder, and queries at a time."""
+
+  prompt_len: int
+  num_new: int
+  num_neighbours: int = 2
+  batch_size: int = 8
+
+
+def stop_texts(query: Query) -> tuple[str, ...]:
+  """What ends an answer beside the end of a turn: short ones end with their line."""
+  return () if query.question.style in _LONG_STYLES else ('\n',)
+
+
+class CheckpointReader:
+  """A checkpoint in the format of this project.
+
+  Args:
+    with_encoder: False reads no parameter of encoder and cross-attention.
+  """
+
+  def __init__(self, folder: Path, limits: Limits, with_encoder: bool):
+    self._generator = load_generator(folder, with_encoder=with_encoder)
+    self._generator.batch_size = limits.batch_size
+    self._limits, self._prompter = limits, Prompter(self._generator.vocab)
+
+  def answers(self, queries: Sequence[Query]) -> list[str]:
+    requests = [
+      Request(
+        prompt=tuple(self._prompt(query)),
+        max_new=self._limits.num_new,
+        gate=float(query.encoder_on),
+        neighbours=self._neighbours(query),
+        stop=(*self._prompter.format.stop, *stop_texts(query)),
+      )
+      for query in queries
+    ]
+    return [answer.text for answer in self._generator.generate(requests, show_progress=True)]
+
+  def choices(self, queries: Sequence[Query]) -> list[list[float]]:
+    config = self._generator.config
+    C, run = config.chunk_len, compile_likelihood(Retro(config))
+    prompts = [self._prompt(query) for query in queries]
+    padded_len = -(-max(map(len, prompts), default=1) // C) * C
+    tokens = [
+      [
+        self._prompter.answer(query.question, text, with_end=False)
+        for text in options_of(query.question)
+      ]
+      for query in queries
+    ]
+    found: list[list[float]] = []
+    for start in tqdm.trange(0, len(queries), self._limits.batch_size, desc='choices'):
+      # the last batch is filled up, so that all have one shape
+      rows = np.arange(start, start + self._limits.batch_size).clip(max=len(queries) - 1)
+      inputs = left_pad([prompts[n] for n in rows], padded_len)
+      given = pad_options([tokens[n] for n in rows])
+      params = self._generator.params
+      if queries[start].encoder_on:
+        neighbours, mask = self._neighbours_of_chunks([queries[n] for n in rows], padded_len // C)
+        nats_BO = run(params, *inputs, *given, neighbours, mask, np.float32(1))
+      else:
+        nats_BO = run(params, *inputs, *given)
+      found += np.asarray(nats_BO).tolist()
+    return [row[: len(options)] for row, options in zip(found, tokens)]
+
+  def _prompt(self, query: Query) -> list[int]:
+    limit = self._limits.prompt_len
+    return self._prompter.prompt(query.question, limit, query.passages).tokens
+
+  def _neighbours(self, query: Query) -> tuple[str, ...]:
+    """Texts for the encoder."""
+    if not query.encoder_on:
+      return ()
+    window_len = 2 * self._generator.config.chunk_len
+    count = self._limits.num_neighbours
+    return windows(query.passages, count, window_len, self._generator.vocab)
+
+  def _neighbours_of_chunks(
+    self, queries: Sequence[Query], num_chunks: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours of every chunk of the prompts: tokens and mask, [B, N, K, R]."""
+    vocab, window_len = self._generator.vocab, 2 * self._generator.config.chunk_len
+    tokens, mask = [], []
+    for query in queries:
+      texts = [Neighbour(tokens=vocab.encode(t), text=t) for t in self._neighbours(query)]
+      window = as_window(texts, self._limits.num_neighbours, window_len, vocab.pad_id)
+      for x, row in zip((tokens, mask), window):
+        x.append(np.broadcast_to(row, (num_chunks, *row.shape)))
+    return np.stack(tokens), np.stack(mask)
+
+
+class HuggingFaceReader:
+  """A causal or sequence-to-sequence model of the transformers library, on torch.
+
+  The prompts are those of our checkpoints, in the format that its tokenizer suggests.
+
+  Args:
+    name: a folder, or a name on the hub.
+
+  Raises ImportError if torch or transformers is not installed (extra `huggingface`).
+  """
+
+  def __init__(self, name: str, limits: Limits):
+    import torch
+    import transformers
+
+    self._torch, self._limits = torch, limits
+    config = transformers.AutoConfig.from_pretrained(name)
+    self._is_seq2seq = config.is_encoder_decoder
+    kind = (
+      transformers.AutoModelForSeq2SeqLM if self._is_seq2seq else transformers.AutoModelForCausalLM
+    )
+    self._model = kind.from_pretrained(name, dtype=torch.float32).eval()
+    self._vocab = _TokenizerVocabulary(transformers.AutoTokenizer.from_pretrained(name))
+    self._prompter = Prompter(self._vocab)
+
+  def answers(self, queries: Sequence[Query]) -> list[str]:
+    found = []
+    for query in tqdm.tqdm(queries, desc='transformers'):
+      with self._torch.inference_mode():
+        prompt = self._torch.tensor([self._prompt(query)])
+        tokens = self._model.generate(
+          prompt,
+          attention_mask=self._torch.ones_like(prompt),
+          max_new_tokens=self._limits.num_new,
+          do_sample=False,
+          eos_token_id=self._prompter.end[-1],
+          pad_token_id=self._vocab.eos_id,
+        )[0].tolist()
+      new = tokens if self._is_seq2seq else tokens[prompt.shape[1] :]
+      text = self._vocab.decode(new)
+      for stop in (*self._prompter.format.stop, *stop_texts(query)):
+        text = text.split(stop)[0]
+      found.append(text)
+    return found
+
+  def choices(self, queries: Sequence[Query]) -> list[list[float]]:
+    return [
+      [self._log_prob(query, text) for text in options_of(query.question)]
+      for query in tqdm.tqdm(queries, desc='transformers')
+    ]
+
+  def _log_prob(self, query: Query, text: str) -> float:
+    torch, prompt = self._torch, self._prompt(query)
+    answer = self._prompter.answer(query.question, text, with_end=False)
+    with torch.inference_mode():
+      if self._is_seq2seq:
+        labels = torch.tensor([answer])
+        logits = self._model(input_ids=torch.tensor([prompt]), labels=labels).logits[0]
+      else:
+        logits = self._model(input_ids=torch.tensor([prompt + answer])).logits[0]
+        logits = logits[len(prompt) - 1 : -1]
+      nats = torch.log_softmax(logits.float(), dim=-1)
+      return float(nats[torch.arange(len(answer)), torch.tensor(answer)].sum())
+
+  def _prompt(self, query: Query) -> list[int]:
+    limit = self._limits.prompt_len
+    return self._prompter.prompt(query.question, limit, query.passages).tokens
+
+
+class _TokenizerVocabulary:
+  """A tokenizer of transformers as our prompts use a vocabulary."""
+
+  def __init__(self, tokenizer):
+    self._tokenizer, self.eos_id = tokenizer, tokenizer.eos_token_id
+
+  def encode(self, text: str) -> list[int]:
+    return self._tokenizer.encode(text, add_special_tokens=False)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def answer_of(text: str, question: Question) -> str:
+  """What is judged: short answers are the first line."""
+  return text.strip() if question.style in _LONG_STYLES else text.strip().split('\n')[0].strip()
+
+
+def options_of(question: Question) -> tuple[str, ...]:
+  """What a question is decided between by likelihood; none if it is not of that kind."""
+  if question.options:
+    return tuple(chr(65 + n) for n in range(len(question.options)))
+  return ('yes', 'no') if question.style == 'boolean' else ()
+
+
+def windows(
+  passages: Sequence[str], count: int, window_len: int, vocab: Vocabulary
+) -> tuple[str, ...]:
+  """Texts of up to `window_len` tokens for the encoder: passages' beginnings, then the rest."""
+  tokens = [vocab.encode(passage) for passage in passages]
+  pieces = [
+    ids[start : start + window_len]
+    for start in range(0, max(map(len, tokens), default=0), window_len)
+    for ids in tokens
+  ]
+  return tuple(vocab.decode(piece) for piece in pieces if piece)[:count]
