@@ -51,7 +51,8 @@ def score_rows(records: Mapping[System, Sequence[Record]], baseline: str) -> lis
         row = {**system._asdict(), 'task': task, 'metric': metric, **mean_with_interval(scores)}
         if against is not None and system != System(baseline, 'off', system.passages):
           paired = _scores(_of_task(against, task), metric)
-          row['difference'] = difference_with_interval(scores, paired)
+          found = difference_with_interval(scores, paired)
+          row['difference'] = {'against': baseline, **found}
         rows.append(row)
       if all(_scores(of_task, metric) for metric in ROUGE):
         summary = geometric_mean_with_interval([_scores(of_task, m) for m in ROUGE])

@@ -36,12 +36,12 @@ def render(
   return environment.get_template('page.html.j2').render(
     arms=tables.arm_table(report['curves']),
     checks=[(check['passed'], tables.check_line(check)) for check in report['checks']],
-    perplexity=tables.perplexity_table(perplexity),
-    runs=tables.run_table(perplexity),
-    run_plot=Markup(plots.perplexity_by_run(perplexity, main_arms)),
+    perplexity=tables.perplexity_table(perplexity) if perplexity else None,
+    runs=tables.run_table(perplexity) if perplexity else None,
+    run_plot=Markup(plots.perplexity_by_run(perplexity, main_arms)) if perplexity else None,
     questions=tables.question_tables(report['questions']),
     statistics=[tables.statistics_table(*item) for item in report['statistics'].items()],
-    curves=[Markup(svg) for svg in plots.loss_curves(report['curves'])],
+    curves=[Markup(svg) for svg in plots.loss_curves(report['curves'])] if report['curves'] else [],
     passages=passages,
     gain_steps=GAIN_STEPS,
   )

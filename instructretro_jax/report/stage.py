@@ -33,26 +33,26 @@ class Report(Stage):
 
   name: str = 'report'
   arms: tuple[str, ...]
-  perplexity: str = 'perplexity'
+  perplexity: str | None = 'perplexity'  # None: it was not measured
   questions: str | None = 'questions_eval'  # None: no questions were asked
   statistics: tuple[str, ...] = ('corpus', 'chunks', 'index', 'neighbours')
   baseline: str = 'gpt_fit'
   retro: str = 'retro_fit'
 
   def reads(self) -> tuple[str, ...]:
-    questions = [self.questions] if self.questions else []
-    return (*self.arms, self.perplexity, *questions, *self.statistics)
+    results = [name for name in (self.perplexity, self.questions) if name]
+    return (*self.arms, *results, *self.statistics)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
-    rows = _read_json(root / self.perplexity / 'results.json')
+    rows = _read_json(root / self.perplexity / 'results.json') if self.perplexity else []
     report = {
-      'checks': checks(rows, self.baseline, self.retro),
+      'checks': checks(rows, self.baseline, self.retro) if rows else [],
       'perplexity': rows,
       'questions': _read_json(root / self.questions / 'results.json') if self.questions else [],
       'statistics': {name: manifest.read_manifest(root / name).counts for name in self.statistics},
       'curves': {arm: read_curve(root / arm) for arm in self.arms},
     }
-    passages = _read_json(root / self.perplexity / 'passages.json')
+    passages = _read_json(root / self.perplexity / 'passages.json') if self.perplexity else []
     manifest.write_text(folder / 'report.json', json.dumps(report, indent=1) + '\n')
     path = folder / 'index.html'
     manifest.write_text(path, page.render(report, passages, (self.baseline, self.retro)))

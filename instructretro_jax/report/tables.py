@@ -27,7 +27,12 @@ RUNS = {
   'run_16_31': '16–31',
   'run_32_64': '32–64',
 }
-_METRICS = {'exact_match': 'exact match, %', 'f1': 'F1, %'}
+_METRICS = {
+  'exact_match': 'exact match, %',
+  'f1': 'F1, %',
+  'choice': 'the likeliest option is right, %',
+  'rouge_mean': 'geometric mean of ROUGE-1, -2 and -L, %',
+}
 _ABSENT = '–'
 
 
@@ -71,25 +76,44 @@ def run_table(rows: Sequence[Row]) -> Table:
 
 
 def question_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-  """One table per metric: a row per arm and way of reading passages, a column per task.
+  """A table per metric, and one of differences in F1 per baseline: systems by tasks.
 
-  None where no questions were asked.
+  The last lines of a table of answers say how often an answer stands in the passages. None where
+  no questions were asked.
   """
-  if not rows:
-    return ()
-  tasks = list(dict.fromkeys(row['task'] for row in rows))
+  ceilings = [row for row in rows if row['metric'] == 'ceiling']
   tables = []
   for metric, label in _METRICS.items():
-    counts: dict[str, int] = {}
+    of_metric = [row for row in rows if row['metric'] == metric]
     lines: dict[Cell, dict[str, Cell]] = {}
-    for row in rows:
-      if row['metric'] == metric:
-        counts[row['task']] = row['count']
-        name = Cell(row['arm'], _reading(row))
+    for row in of_metric:
+      name = Cell(row['arm'], _reading(row))
+      lines.setdefault(name, {})[row['task']] = _with_interval(row['value'], row)
+    if metric in ('exact_match', 'f1'):
+      for row in ceilings:
+        name = Cell('an answer is there', f'in {_num_passages(row)}')
         lines.setdefault(name, {})[row['task']] = _with_interval(row['value'], row)
-    columns = {t: Cell(t, f'{counts[t]:,} questions') for t in tasks if t in counts}
-    tables.append(table_of(f'Questions: {label} (95 % interval)', columns, lines))
-  return tuple(tables)
+    if lines:
+      title = f'Questions: {label} (95 % interval)'
+      tables.append(table_of(title, _task_columns(of_metric), lines))
+  return (*tables, *_difference_tables(rows))
+
+
+def _difference_tables(rows: Sequence[Row]) -> Iterator[Table]:
+  held = [row for row in rows if row['metric'] == 'f1' and 'difference' in row]
+  for baseline in dict.fromkeys(row['difference']['against'] for row in held):
+    lines: dict[Cell, dict[str, Cell]] = {}
+    for row in held:
+      difference = row['difference']
+      name = Cell(row['arm'], _reading(row))
+      lines.setdefault(name, {})[row['task']] = _with_interval(difference['value'], difference)
+    title = f'Questions: F1 above {baseline} with as many passages (paired 95 % interval)'
+    yield table_of(title, _task_columns(held), lines)
+
+
+def _task_columns(rows: Sequence[Row]) -> dict[str, Cell]:
+  counts = {row['task']: row['count'] for row in rows}
+  return {task: Cell(task, f'{count:,} questions') for task, count in counts.items()}
 
 
 def arm_table(curves: Mapping[str, Sequence[Sequence[float]]]) -> Table:
@@ -118,8 +142,8 @@ def check_line(check: Row) -> str:
 def print_tables(report: Row, console: Console) -> None:
   """Prints perplexity, questions and checks; fits 80 columns."""
   perplexity = report['perplexity']
-  questions = question_tables(report['questions'])
-  for table in (perplexity_table(perplexity), run_table(perplexity), *questions):
+  tables = [perplexity_table(perplexity), run_table(perplexity)] if perplexity else []
+  for table in (*tables, *question_tables(report['questions'])):
     console.print(for_console(table))
   for check in report['checks']:
     console.print(Text(check_line(check), style='green' if check['passed'] else 'bold red'))
@@ -166,9 +190,11 @@ def _with_interval(value: float, row: Row) -> Cell:
 
 
 def _reading(row: Row) -> str:
-  if row['passages']:
-    return f'passages, encoder {row["encoder"]}'
-  return 'encoder only' if row['encoder'] == 'on' else 'question only'
+  return f'{_num_passages(row)}, encoder {row["encoder"]}' if row['passages'] else 'question only'
+
+
+def _num_passages(row: Row) -> str:
+  return f'{row["passages"]} passage{"s" if row["passages"] > 1 else ""}'
 
 
 def _flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:

@@ -45,10 +45,10 @@ def perplexity_rows(retro_own: float = _PERPLEXITY['retro_fit', 'own']) -> list[
 def question_rows() -> list[dict]:
   """Two arms, three ways of reading, two tasks and all."""
   systems = [
-    ('gpt_instruct', 'off', False),
-    ('gpt_instruct', 'off', True),
-    ('retro_instruct', 'off', True),
-    ('retro_instruct', 'on', True),
+    ('gpt_instruct', 'off', 0),
+    ('gpt_instruct', 'off', 5),
+    ('retro_instruct', 'off', 5),
+    ('retro_instruct', 'on', 5),
   ]
   rows = []
   for i, (arm, encoder, passages) in enumerate(systems):

@@ -97,6 +97,16 @@ def test_a_run_without_questions_has_no_section_on_them(tmp_path, capsys):
   assert 'Questions' not in capsys.readouterr().out
 
 
+def test_a_run_of_questions_alone_has_no_other_section(tmp_path, capsys):
+  synthetic.write_run(tmp_path)
+  stage.run(dataclasses.replace(synthetic.REPORT, perplexity=None, arms=()), tmp_path)
+  text = (tmp_path / 'report' / 'index.html').read_text()
+  checker = _Checker()
+  checker.feed(text)
+  assert not checker.open and set(checker.ids) == {'questions', 'retrieval'}
+  assert 'Perplexity' not in capsys.readouterr().out
+
+
 def test_missing_log_is_refused(tmp_path):
   with pytest.raises(StageError, match='holds no losses: rebuild with --rebuild=gpt_fit'):
     read_curve(tmp_path / 'gpt_fit')
