@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 from pathlib import Path
 import re
 from typing import Protocol
@@ -24,6 +25,7 @@ from instructretro_jax.inference.sampling import Sampling
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.retrieval.retriever import Neighbour
+from instructretro_jax.sharding import MeshConfig, make_mesh
 from instructretro_jax.train import checkpoint
 
 TOKENS_PER_CALL = 16  # between looks at the text; what is decoded past a stop is dropped
@@ -71,7 +73,7 @@ class Generator:
   ):
     self.config, self.params, self.vocab = config, params, vocab
     self.retriever, self.batch_size = retriever, batch_size
-    self._decoder = Decoder(Retro(config), vocab.eos_id, TOKENS_PER_CALL)
+    self._decoder = _decoder(Retro(config), vocab.eos_id)
 
   @property
   def has_encoder(self) -> bool:
@@ -221,8 +223,7 @@ def load_generator(
   config, shapes = checkpoint.param_shapes(folder)
   is_of_retrieval = lambda path: re.search(r'^encoder|/cross_attention/', path)
   paths = [path for path in shapes if with_encoder or not is_of_retrieval(path)]
-  mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
-  here = NamedSharding(mesh, PartitionSpec())
+  here = NamedSharding(make_mesh(MeshConfig(), jax.devices()[:1]), PartitionSpec())
   flat = checkpoint.restore_params(folder, dict.fromkeys(paths, here))
   params = traverse_util.unflatten_dict(flat, sep='/')
   return Generator(config, params, find_vocabulary(folder), retriever)
@@ -247,6 +248,12 @@ def find_vocabulary(folder: Path) -> vocabulary.Vocabulary:
     f'neither {folder} nor {folder.parent / "vocabulary"} has a vocabulary: keep a checkpoint in '
     'its run folder'
   )
+
+
+@functools.lru_cache(maxsize=4)
+def _decoder(model: Retro, eos_id: int) -> Decoder:
+  """Checkpoints of one model share what is compiled."""
+  return Decoder(model, eos_id, TOKENS_PER_CALL)
 
 
 def _sampling(requests: Sequence[Request]) -> Sampling:

@@ -1,12 +1,58 @@
-"""Answer metrics."""
+"""Answer metrics against official scripts, by hand, and the ceiling of passages."""
+
+import json
+from pathlib import Path
 
 import pytest
+from rouge_score import rouge_scorer
 
-from instructretro_jax.evaluate.answers import exact_match, f1, mean_with_interval, normalize
+from instructretro_jax.evaluate.answers import (
+  METRICS,
+  exact_match,
+  f1,
+  f1_first,
+  holds_answer,
+  metrics_of,
+  normalize,
+  normalize_trivia,
+)
+
+GOLDEN = json.loads((Path(__file__).parents[1] / 'golden' / 'answers.json').read_text())
 
 
-def test_normalisation_is_squads():
+def scored(names, row):
+  return [METRICS[name](row['prediction'], row['references']) for name in names]
+
+
+def test_squad_2_and_trivia_qa_agree_with_the_official_scripts():
+  assert len(GOLDEN) == 400
+  for row in GOLDEN:
+    assert scored(('exact_match', 'f1'), row) == pytest.approx(row['squad2'], abs=1e-12), row
+    names = ('exact_match_trivia', 'f1_trivia')
+    if normalize_trivia(row['prediction']):
+      assert scored(names, row) == pytest.approx(row['trivia'], abs=1e-12), row
+
+
+def test_squad_1_agrees_where_the_answer_has_a_word():
+  # of nothing against nothing SQuAD 1.1 says F1 0 and exact match 1
+  rows = [row for row in GOLDEN if normalize(row['prediction'])]
+  assert len(rows) > 300
+  for row in rows:
+    assert scored(('exact_match', 'f1'), row) == pytest.approx(row['squad1'], abs=1e-12), row
+
+
+def test_rouge_is_the_best_of_the_library_over_references():
+  scorer = rouge_scorer.RougeScorer(['rouge1', 'rouge2', 'rougeL'], use_stemmer=True)
+  for row in GOLDEN[:300]:
+    found = [scorer.score(r, row['prediction']) for r in row['references']]
+    for name in ('rouge1', 'rouge2', 'rougeL'):
+      best = max(score[name].fmeasure for score in found)
+      assert METRICS[name](row['prediction'], row['references']) == best
+
+
+def test_normalisations_differ_at_punctuation():
   assert normalize('The  Quick, brown-fox!') == 'quick brownfox'
+  assert normalize_trivia('The  Quick, brown-fox’s!') == 'quick brown fox s'
 
 
 def test_any_reference_counts():
@@ -16,8 +62,16 @@ def test_any_reference_counts():
   assert f1('', ['x']) == 0 and f1('the', ['a']) == 1
 
 
-def test_interval():
-  summary = mean_with_interval([0, 1] * 50)
-  assert summary['value'] == 50 and summary['count'] == 100
-  assert 38 < summary['low'] < 42 and 58 < summary['high'] < 62
-  assert mean_with_interval([1.0, 1.0]) == {'value': 100, 'low': 100, 'high': 100, 'count': 2}
+def test_f1_of_the_first_reference_parts_words_at_punctuation():
+  assert f1_first('red cat', ['', 'red-cat', 'dog']) == 1
+  assert f1_first('dog', ['red-cat', 'dog']) == 0 and f1_first('dog', ['the']) == 0
+
+
+def test_summaries_are_judged_by_rouge_and_short_answers_are_not():
+  assert metrics_of('summary') == ('rouge1', 'rouge2', 'rougeL')
+  assert 'f1' in metrics_of('span') and 'rouge1' not in metrics_of('full')
+
+
+def test_an_answer_is_there_as_whole_words():
+  assert holds_answer(['In the year, 1887 it rose.'], ['The year 1887']) == 1
+  assert holds_answer(['In 18870.', 'art'], ['1887', 'ar', 'the']) == 0

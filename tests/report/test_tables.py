@@ -44,9 +44,9 @@ def test_question_tables_put_each_value_under_its_task():
   assert [c.note for c in exact.columns] == ['', '150 questions', '100 questions', '50 questions']
   assert [row[0].note for row in exact.rows] == [
     'question only',
-    'passages, encoder off',
-    'passages, encoder off',
-    'passages, encoder on',
+    '5 passages, encoder off',
+    '5 passages, encoder off',
+    '5 passages, encoder on',
   ]
   assert [cell.text for cell in exact.rows[3][1:]] == ['19.50', '20.50', '21.50']
   assert f1.rows[0][2] == tables.Cell('17.75', '15.25–20.50')
@@ -81,7 +81,7 @@ def test_console_tables_fit_80_columns():
   tables.print_tables(report, Console(file=out, width=80))
   text = out.getvalue()
   assert max(map(len, text.splitlines())) <= 80
-  for whole in ('random neighbours', 'passages, encoder off', '30.47–32.67', 'short_answers'):
+  for whole in ('random neighbours', '5 passages, encoder off', '30.47–32.67', 'short_answers'):
     assert whole in text  # nothing was folded or cut
 
 
