@@ -180,7 +180,7 @@ class TfdsQuestions:
 
 @dataclasses.dataclass(frozen=True)
 class XSum:
-  """News articles of the BBC with their first sentence as the summary; the 999 of 1 000 that have a text."""
+  """News articles of the BBC and what sums each up in a sentence; the 999 that have a text."""
 
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields a question a row."""

@@ -17,6 +17,7 @@ import tqdm
 from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
 from instructretro_jax.data import vocabulary
+from instructretro_jax.data.passage_windows import windows_of_passages
 from instructretro_jax.data.prompts import Prompter
 from instructretro_jax.data.questions import Question, read_questions
 from instructretro_jax.evaluate.answers import exact_match, f1, mean_with_interval
@@ -135,13 +136,8 @@ def passage_windows(
   questions: Sequence[Question], vocab: vocabulary.Vocabulary, count: int, window_len: int
 ) -> list[np.ndarray]:
   """The first `count` windows of each question's passages: tokens and mask, [Q, K, R] each."""
-  tokens = np.full((len(questions), count * window_len), vocab.pad_id, np.int32)
-  mask = np.zeros(tokens.shape, bool)
-  for row, question in enumerate(questions):
-    ids = vocab.encode('\n\n'.join(question.passages))[: tokens.shape[1]]
-    tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
-  shape = (len(questions), count, window_len)
-  return [tokens.reshape(shape), mask.reshape(shape)]
+  windows = [windows_of_passages(q.passages, vocab, count, window_len) for q in questions]
+  return [np.stack(arrays) for arrays in zip(*windows)]
 
 
 def _scores(
