@@ -91,6 +91,11 @@ class Instructions:
     return len(self._rows)
 
   @property
+  def longest(self) -> int:
+    """Tokens that the longest dialogue has as inputs."""
+    return max((len(dialogue.tokens) - 1 for dialogue in self._dialogues), default=0)
+
+  @property
   def counts(self) -> dict[str, Any]:
     """What became of the questions, and what the places of all rows, each once, are taken by.
 

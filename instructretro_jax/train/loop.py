@@ -45,6 +45,9 @@ from instructretro_jax.train.state import (
 from instructretro_jax.train.step import TrainState, make_train_step
 
 
+_RETRIEVAL_FROZEN = ('encoder|cross_attention', 0.0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Stage):
   """Trains one arm.
@@ -56,7 +59,8 @@ class Train(Stage):
       gives its decoder.
     gate: scale of the cross-attention during training; 'random' is 0 or 1 for each row, decided by
       `data_seed` and the row's place in the stream.
-    keep_retro: with gate 0, carry the encoder and cross-attention of `init_from` along untouched.
+    keep_retro: with gate 0, carry the encoder and cross-attention of `init_from` along untouched:
+      the optimiser gets them as a group of rate 0.
     start: how a new cross-attention starts (see model/start.py).
     batch_size: sequences a step.
     num_microbatches: parts of a batch that are computed one after the other, to save memory.
@@ -95,6 +99,13 @@ class Train(Stage):
         f'{self.name}: without mask_neighbours the dialogues of a row read the neighbours of each '
         'other: set mask_neighbours, or is_packed = False'
       )
+    if self.keep_retro and self.gate == 0:
+      rates = (
+        _RETRIEVAL_FROZEN,
+        *(r for r in self.optimizer.group_rates if r != _RETRIEVAL_FROZEN),
+      )
+      optimizer = dataclasses.replace(self.optimizer, group_rates=rates)
+      object.__setattr__(self, 'optimizer', optimizer)
     if self.continue_data and self.init_from is None:
       raise ValueError(
         f'{self.name}: continue_data needs init_from, the arm whose data it continues'
@@ -145,9 +156,16 @@ class Train(Stage):
     return {'steps': int(state.step), 'examples': len(source)} | self._counts(state, source)
 
   def _source(self, root: Path) -> ExampleSource:
-    if isinstance(self.task, InstructionTuning):
-      return self.task.source(root, 'train', self.model.chunk_len if self.gate != 0 else None)
-    return self.task.source(root, 'train', NeighbourTable)
+    if not isinstance(self.task, InstructionTuning):
+      return self.task.source(root, 'train', NeighbourTable)
+    decoder = self.model.decoder
+    source = self.task.source(root, 'train', self.model.chunk_len if self.gate != 0 else None)
+    if decoder.positions == 'learned' and source.longest > decoder.max_len:
+      raise manifest.StageError(
+        f'{self.name}: a dialogue has {source.longest} tokens, and the decoder {decoder.max_len} '
+        'learned positions: lower seq_len of the task, or raise max_len of the model'
+      )
+    return source
 
   def _vocabulary(self, root: Path) -> vocabulary.Vocabulary:
     vocab = vocabulary.load(root / self.task.vocabulary)

@@ -77,7 +77,7 @@ def test_neighbours_are_those_of_the_dialogue_and_answers_begin_chunks():
   )
   for row in rows_of(source):
     used = np.zeros(32, bool)
-    for segment, (read, learnt) in enumerate(dialogues(row), 1):
+    for segment, (read, _) in enumerate(dialogues(row), 1):
       places = np.flatnonzero(row['segments'] == segment)
       first_learnt = places[row['loss_mask'][places] > 0][0]
       assert (first_learnt + 1) % C == 0  # the token after it is the first of the answer
