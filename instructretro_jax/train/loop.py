@@ -44,7 +44,6 @@ from instructretro_jax.train.state import (
 )
 from instructretro_jax.train.step import TrainState, make_train_step
 
-
 _RETRIEVAL_FROZEN = ('encoder|cross_attention', 0.0)
 
 
