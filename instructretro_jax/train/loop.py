@@ -44,7 +44,7 @@ from instructretro_jax.train.state import (
 )
 from instructretro_jax.train.step import TrainState, make_train_step
 
-_RETRIEVAL_FROZEN = ('encoder|cross_attention', 0.0)
+_FROZEN_RETRIEVAL = ('encoder|cross_attention', 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,10 +99,8 @@ class Train(Stage):
         'other: set mask_neighbours, or is_packed = False'
       )
     if self.keep_retro and self.gate == 0:
-      rates = (
-        _RETRIEVAL_FROZEN,
-        *(r for r in self.optimizer.group_rates if r != _RETRIEVAL_FROZEN),
-      )
+      others = [rate for rate in self.optimizer.group_rates if rate != _FROZEN_RETRIEVAL]
+      rates = (_FROZEN_RETRIEVAL, *others)
       optimizer = dataclasses.replace(self.optimizer, group_rates=rates)
       object.__setattr__(self, 'optimizer', optimizer)
     if self.continue_data and self.init_from is None:

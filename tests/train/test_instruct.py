@@ -147,9 +147,8 @@ def test_a_killed_arm_with_random_gates_ends_the_same(root, monkeypatch):
   first = fresh_params(config, 0, abstract_params(config, True, make_mesh(MeshConfig())))
   moved = jax.tree_util.tree_map(lambda a, b: bool((a != b).any()), params, first)
   assert jax.tree.leaves(moved['encoder']) and any(jax.tree.leaves(moved['encoder']))
-  assert (
-    whole['instructions']['questions'] == 9 > whole['instructions']['rows'] == whole['examples']
-  )
+  counts = whole['instructions']
+  assert counts['questions'] == 9 > counts['rows'] == whole['examples']
 
 
 def test_retrieved_passages_take_the_place_of_the_own(root):
