@@ -25,7 +25,7 @@ from instructretro_jax.train.step import TrainState, losses_of_batch, make_train
 from tests.model.test_retro import CONFIG, init, make_inputs
 
 VOCAB = seqio.ByteVocabulary()
-C, K, L = CONFIG.chunk_len, 2, 64
+C, K, L = CONFIG.chunk_len, 2, 128
 
 
 def config_of(positions='rotary', dtype='float32'):
