@@ -1,5 +1,6 @@
 """Every experiment file is parsed and its models built; one is run whole, killed and resumed."""
 
+import dataclasses
 import json
 from pathlib import Path
 import re
@@ -8,6 +9,8 @@ import jax
 import pytest
 
 from instructretro_jax import gin_adapter, manifest, pipeline
+from instructretro_jax.data import questions, tasks
+from instructretro_jax.data.documents import Problems
 from instructretro_jax.train import checkpoint, loop, state
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +48,25 @@ def test_arms_differ_in_what_they_should_and_see_the_same_tokens():
   assert [a.gate for a in fits] == [0.0, 1.0, 1.0]
   assert arms['retro_frozen'].optimizer.group_rates[-1] == ('', 0.0)
   assert arms['retro_instruct'].keep_retro and arms['retro_instruct'].gate == 0
+
+
+@pytest.mark.parametrize('name, gate', [('on', 1.0), ('random', 'random')])
+def test_an_ablation_of_the_gate_changes_the_gate_alone(name, gate):
+  of = lambda path: {s.name: s for s in configure(ROOT / 'experiments' / path).stages}
+  plain, ablated = of('quickstart/run.gin'), of(f'ablations/instruct_gate_{name}.gin')
+  assert [n for n in plain if plain[n] != ablated[n]] == ['retro_instruct']
+  arm = ablated['retro_instruct']
+  assert arm.gate == gate and arm.optimizer.group_rates == ()  # the encoder is trained too
+  assert dataclasses.replace(arm, gate=0.0) == plain['retro_instruct']
+
+
+@pytest.mark.packages
+def test_the_packaged_blend_has_a_rate_for_each_of_its_sets():
+  path = [str(ROOT / 'gin/tasks/packaged_blend.gin')]
+  stage, _ = gin_adapter.configure(questions.Questions, path)
+  task, _ = gin_adapter.configure(tasks.InstructionTuning, path, ['InstructionTuning.seq_len = 64'])
+  assert [next(one.read(Problems())).task for one in stage.sets] == [name for name, _ in task.rates]
+  assert sum(rate for _, rate in task.rates) == pytest.approx(1)
 
 
 def test_mistakes_in_gin_are_errors_in_words():

@@ -107,6 +107,12 @@ def test_instruction_tuning_is_as_published(size):
     assert (o.b1, o.b2, o.weight_decay) == (0.9, 0.98, 0.01)
     at = schedule(o, arm.num_steps)
     assert [float(at(n)) for n in (0, 1, 500, 999)] == [pytest.approx(5e-6)] * 4
+    rates = dict(arm.task.rates)
+    assert sum(rates.values()) == pytest.approx(1)
+    assert sorted(rates.values()) == [0.01, 0.01, 0.02, 0.02, 0.02, 0.02, 0.033, 0.05, 0.817]
+    assert (rates['oasst_noncode'], rates['dolly'], rates['flan_cot']) == (0.817, 0.05, 0.01)
+    sets = stages_of(PAPER / size / 'instruct.gin')['questions'].sets
+    assert [one.task for one in sets] == list(rates)
 
 
 def test_evaluation_decodes_as_published():

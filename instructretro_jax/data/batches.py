@@ -1,7 +1,7 @@
-"""Examples by number: sequences joined with their neighbours, and rows of instructions.
+"""Examples by number: the order in which they come, and sequences joined with their neighbours.
 
 A source answers `examples(ids)` for any example numbers; which number comes when is a function of
-seed and position alone (`example_ids`). Nothing else decides the order of training.
+seed and position alone (`ids`). Nothing else decides the order of training.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ class ExampleSource(Protocol):
 
   def __len__(self) -> int: ...
 
+  def ids(self, seed: int, positions: np.ndarray) -> np.ndarray:
+    """Example numbers at these positions of an endless stream."""
+
   def examples(self, ids_B: np.ndarray) -> dict[str, np.ndarray]:
     """Arrays whose first axis goes with `ids_B`."""
 
@@ -31,19 +34,23 @@ class NeighbourIds(Protocol):
   def ids(self, chunks: np.ndarray, k: int) -> np.ndarray: ...
 
 
-def example_ids(seed: int, num_examples: int, positions: np.ndarray) -> np.ndarray:
-  """Example numbers at these positions of an endless stream of shuffled epochs."""
+def example_ids(seed: int, num_examples: int, positions: np.ndarray, stream: int = 0) -> np.ndarray:
+  """Example numbers at these positions of an endless stream of shuffled epochs.
+
+  Args:
+    stream: number of the stream; several of one seed have orders of their own.
+  """
   epochs, places = np.divmod(positions, num_examples)
   ids = np.empty(len(positions), np.int64)
   for epoch in np.unique(epochs):
     here = epochs == epoch
-    ids[here] = _epoch(seed, int(epoch), num_examples)[places[here]]
+    ids[here] = _epoch(seed, stream, int(epoch), num_examples)[places[here]]
   return ids
 
 
-@functools.lru_cache(maxsize=2)
-def _epoch(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-  generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+@functools.lru_cache(maxsize=16)  # a mixture reads as many streams at once
+def _epoch(seed: int, stream: int, epoch: int, num_examples: int) -> np.ndarray:
+  generator = np.random.Generator(np.random.Philox(key=[seed, epoch + (stream << 32)]))
   return generator.permutation(num_examples)
 
 
@@ -80,6 +87,9 @@ class Sequences:
 
   def __len__(self) -> int:
     return -(-len(self._store) // self._chunks_per_sequence)
+
+  def ids(self, seed: int, positions: np.ndarray) -> np.ndarray:
+    return example_ids(seed, len(self), positions)
 
   def examples(self, ids_B: np.ndarray) -> dict[str, np.ndarray]:
     store, N, C = self._store, self._chunks_per_sequence, self._store.chunk_len

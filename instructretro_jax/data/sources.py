@@ -63,7 +63,7 @@ class TextFiles:
       if num_bytes > problems.max_document_bytes:  # not read: it may not fit into memory
         problems.report_too_long(str(path), f'the file has {num_bytes} bytes')
         continue
-      text = _decoded(path.read_bytes(), str(path), problems)
+      text = decoded(path.read_bytes(), str(path), problems)
       if text is not None and problems.accepts(text, str(path)):
         yield Document(name, text, self.source)
 
@@ -85,7 +85,7 @@ class Parquet:
           if value is None:
             problems.report('missing_text', place, f'{self.text_column!r} is null')
             continue
-          text = _decoded(value, place, problems)
+          text = decoded(value, place, problems)
           if text is not None and problems.accepts(text, place):
             yield Document(f'{name}:{row}', text, self.source)
       except (pa.ArrowInvalid, OSError) as error:
@@ -118,29 +118,36 @@ class TfdsText:
 
   def read(self, problems: Problems) -> Iterator[Document]:
     """Yields in the order of storage. Raises StageError if the dataset cannot be had."""
-    import tensorflow_datasets as tfds  # seconds to import, and only this source needs it
-
-    config = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1)
-    try:
-      examples = tfds.as_numpy(
-        tfds.load(self.dataset, split=self.split, data_dir=self.data_dir, read_config=config)
-      )
-    except Exception as error:  # whatever a builder or a download raises
-      raise manifest.StageError(
-        f'{self.dataset!r}, split {self.split!r}, cannot be read: {error}. Prepare it with '
-        '`tfds build` where the network is, and name the folder in data_dir.'
-      ) from error
-    source = f'tfds:{self.dataset}'
-    for example in examples:
-      place = f'{source}:{example["tfds_id"].decode()}'
+    for place, example in tfds_examples(self.dataset, self.split, self.data_dir):
       value = example.get(self.text_key)
       if not isinstance(value, bytes):
         found = f'{self.text_key!r} is no string; the keys are {sorted(example)}'
         problems.report('missing_text', place, found)
         continue
-      text = _decoded(value, place, problems)
+      text = decoded(value, place, problems)
       if text is not None and problems.accepts(text, place):
-        yield Document(place, text, source)
+        yield Document(place, text, f'tfds:{self.dataset}')
+
+
+def tfds_examples(
+  dataset: str, split: str, data_dir: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (place, example) in the order of storage, strings as bytes.
+
+  Raises StageError if the dataset cannot be had.
+  """
+  import tensorflow_datasets as tfds  # seconds to import, and only its sources need it
+
+  config = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1)
+  try:
+    examples = tfds.as_numpy(tfds.load(dataset, split=split, data_dir=data_dir, read_config=config))
+  except Exception as error:  # whatever a builder or a download raises
+    raise manifest.StageError(
+      f'{dataset!r}, split {split!r}, cannot be read: {error}. Prepare it with '
+      '`tfds build` where the network is, and name the folder in data_dir.'
+    ) from error
+  for example in examples:
+    yield f'tfds:{dataset}:{example["tfds_id"].decode()}', example
 
 
 def matching_files(pattern: str | tuple[str, ...]) -> list[tuple[str, Path]]:
@@ -167,25 +174,40 @@ def json_rows(
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
   """Yields (id, 'file:line', row) for each line that is a JSON object; blank lines are passed over.
 
+  A file that begins with '[' is one array instead, read whole, and the number is that of the entry.
   Reports broken UTF-8, lines that are not JSON or not an object, lines above four times the limit
   of a document, and the rest of a .gz file that is damaged.
   """
   for name, path in matching_files(pattern):
     try:
       with gzip.open(path) if path.suffix == '.gz' else path.open('rb') as file:
-        for number, text in _lines(file, path, problems):
+        is_array = file.peek(64).lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'[')
+        read = _array_entries if is_array else _line_entries
+        for number, row in read(file, path, problems):
           place = f'{path}:{number}'
-          try:
-            row = json.loads(text)
-          except (ValueError, RecursionError) as error:
-            problems.report('not_json', place, f'not a line of JSON: {error}')
-            continue
           if isinstance(row, dict):
             yield f'{name}:{number}', place, row
           else:
-            problems.report('wrong_type', place, f'a JSON object was expected, not {text[:40]!r}')
+            found = f'a JSON object was expected, not {json.dumps(row)[:40]!r}'
+            problems.report('wrong_type', place, found)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
       problems.report('broken_file', str(path), f'not readable as gzip from here on: {error}')
+
+
+def _line_entries(file: IO[bytes], path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
+  for number, text in _lines(file, path, problems):
+    try:
+      yield number, json.loads(text)
+    except (ValueError, RecursionError) as error:
+      problems.report('not_json', f'{path}:{number}', f'not a line of JSON: {error}')
+
+
+def _array_entries(file: IO[bytes], path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
+  text = decoded(file.read(), str(path), problems)
+  try:
+    yield from enumerate(json.loads(text) if text is not None else (), 1)
+  except (ValueError, RecursionError) as error:
+    problems.report('not_json', str(path), f'not a JSON array: {error}')
 
 
 def _lines(file: IO[bytes], path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
@@ -201,12 +223,12 @@ def _lines(file: IO[bytes], path: Path, problems: Problems) -> Iterator[tuple[in
         offset += len(rest)
       problems.report_too_long(f'{path}:{number}', f'the line has {offset - start} bytes')
     elif line.strip():
-      text = _decoded(line, f'{path}:{number}', problems, start)
+      text = decoded(line, f'{path}:{number}', problems, start)
       if text is not None:
         yield number, text
 
 
-def _decoded(content: bytes, place: str, problems: Problems, offset: int = 0) -> str | None:
+def decoded(content: bytes, place: str, problems: Problems, offset: int = 0) -> str | None:
   """`content`, which starts at byte `offset` of the file, as text; None if it is not UTF-8."""
   try:
     return content.decode().removeprefix('\ufeff')

@@ -13,9 +13,11 @@ import tensorflow as tf
 
 from instructretro_jax import manifest
 from instructretro_jax.data import vocabulary
-from instructretro_jax.data.batches import ExampleSource, NeighbourIds, Sequences, example_ids
+from instructretro_jax.data.batches import ExampleSource, NeighbourIds, Sequences
 from instructretro_jax.data.chunks import ChunkStore
 from instructretro_jax.data.instructions import Instructions
+from instructretro_jax.data.mixture import Mixture
+from instructretro_jax.data.passage_windows import PassageNeighbours, read_passages
 from instructretro_jax.data.questions import read_questions
 
 
@@ -54,19 +56,49 @@ class LanguageModel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InstructionTuning:
-  """Answers to questions with their passages in the prompt."""
+  """Answers to questions with their passages in the prompt.
+
+  Attributes:
+    is_packed: a row holds as many dialogues as it has room for, and none sees another.
+    rates: share of each task among the dialogues, as pairs of task and rate; those that are not
+      named are left out. None: all questions, each once an epoch.
+    neighbours: the stage whose passages the encoder reads, where the gate of the arm is open;
+      None: the windows of the question's own.
+  """
 
   questions: str = 'questions'
   vocabulary: str = 'vocabulary'
   seq_len: int  # L, tokens of prompt and answer
+  is_packed: bool = False
+  rates: tuple[tuple[str, float], ...] | None = None
+  neighbours: str | None = None
+  num_neighbours: int = 2  # K
+
+  def __post_init__(self):
+    if self.rates is not None:
+      Mixture([1] * len(self.rates), [rate for _, rate in self.rates])
 
   def reads(self) -> tuple[str, ...]:
-    return (self.questions, self.vocabulary)
+    stages = (self.questions, self.vocabulary)
+    return stages if self.neighbours is None else (*stages, self.neighbours)
 
-  def source(self, root: Path, split: str, open_table: OpenTable) -> Instructions:
-    """The examples of one split."""
-    vocab = vocabulary.load(root / self.vocabulary)
-    return Instructions(read_questions(root / self.questions, split), vocab, self.seq_len)
+  def source(self, root: Path, split: str, chunk_len: int | None = None) -> Instructions:
+    """The examples of one split.
+
+    Args:
+      chunk_len: of the model, if it reads neighbours; they come with the examples then.
+    """
+    vocab, neighbours = vocabulary.load(root / self.vocabulary), None
+    if chunk_len is not None:
+      retrieved = read_passages(root / self.neighbours, split) if self.neighbours else None
+      neighbours = PassageNeighbours(vocab, chunk_len, self.num_neighbours, retrieved)
+    return Instructions(
+      read_questions(root / self.questions, split),
+      *(vocab, self.seq_len),
+      neighbours=neighbours,
+      is_packed=self.is_packed,
+      rates=self.rates,
+    )
 
 
 Task = LanguageModel | InstructionTuning
@@ -134,7 +166,7 @@ class IndexedSource(seqio.DataSource):
 
     def read(first: int) -> list[np.ndarray]:
       numbers = np.arange(first, min(first + _BLOCK, len(self._positions)))
-      ids = example_ids(self._seed, len(self._source), self._positions[numbers])
+      ids = self._source.ids(self._seed, self._positions[numbers])
       examples = self._source.examples(ids)
       return [examples[name] for name in names]
 

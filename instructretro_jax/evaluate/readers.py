@@ -10,15 +10,14 @@ from typing import Protocol
 import numpy as np
 import tqdm
 
+from instructretro_jax.data.passage_windows import token_windows, windows_of
 from instructretro_jax.data.prompts import Prompter
 from instructretro_jax.data.questions import Question
-from instructretro_jax.data.vocabulary import Vocabulary
-from instructretro_jax.inference.answer import Request, as_window
+from instructretro_jax.inference.answer import Request
 from instructretro_jax.inference.decode import left_pad
 from instructretro_jax.inference.generate import load_generator
 from instructretro_jax.inference.likelihood import compile_likelihood, pad_options
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.retrieval.retriever import Neighbour
 
 _LONG_STYLES = ('full', 'summary', 'given')  # whose answers may have several lines
 
@@ -122,22 +121,19 @@ class CheckpointReader:
     """Texts for the encoder."""
     if not query.encoder_on:
       return ()
-    window_len = 2 * self._generator.config.chunk_len
-    count = self._limits.num_neighbours
-    return windows(query.passages, count, window_len, self._generator.vocab)
+    vocab, window_len = self._generator.vocab, 2 * self._generator.config.chunk_len
+    found = token_windows(query.passages, vocab, self._limits.num_neighbours, window_len)
+    return tuple(vocab.decode(piece) for piece in found)
 
   def _neighbours_of_chunks(
     self, queries: Sequence[Query], num_chunks: int
   ) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours of every chunk of the prompts: tokens and mask, [B, N, K, R]."""
     vocab, window_len = self._generator.vocab, 2 * self._generator.config.chunk_len
-    tokens, mask = [], []
-    for query in queries:
-      texts = [Neighbour(tokens=vocab.encode(t), text=t) for t in self._neighbours(query)]
-      window = as_window(texts, self._limits.num_neighbours, window_len, vocab.pad_id)
-      for x, row in zip((tokens, mask), window):
-        x.append(np.broadcast_to(row, (num_chunks, *row.shape)))
-    return np.stack(tokens), np.stack(mask)
+    sizes = (vocab, self._limits.num_neighbours, window_len)
+    found = [windows_of(query.passages, *sizes) for query in queries]
+    spread = lambda x_KR: np.broadcast_to(x_KR, (num_chunks, *x_KR.shape))
+    return tuple(np.stack([spread(x) for x in arrays]) for arrays in zip(*found))
 
 
 class HuggingFaceReader:
@@ -232,16 +228,3 @@ def options_of(question: Question) -> tuple[str, ...]:
   if question.options:
     return tuple(chr(65 + n) for n in range(len(question.options)))
   return ('yes', 'no') if question.style == 'boolean' else ()
-
-
-def windows(
-  passages: Sequence[str], count: int, window_len: int, vocab: Vocabulary
-) -> tuple[str, ...]:
-  """Texts of up to `window_len` tokens for the encoder: passages' beginnings, then the rest."""
-  tokens = [vocab.encode(passage) for passage in passages]
-  pieces = [
-    ids[start : start + window_len]
-    for start in range(0, max(map(len, tokens), default=0), window_len)
-    for ids in tokens
-  ]
-  return tuple(vocab.decode(piece) for piece in pieces if piece)[:count]

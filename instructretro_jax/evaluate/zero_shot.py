@@ -11,6 +11,7 @@ from typing import Any
 
 from instructretro_jax import manifest
 from instructretro_jax.data import vocabulary
+from instructretro_jax.data.passage_windows import read_passages
 from instructretro_jax.data.prompts import Prompter
 from instructretro_jax.data.questions import Question, read_questions
 from instructretro_jax.evaluate.answers import METRICS, holds_answer, metrics_of
@@ -24,7 +25,6 @@ from instructretro_jax.evaluate.readers import (
   options_of,
 )
 from instructretro_jax.evaluate.scores import CEILING, CHOICE, System, read_records, score_rows
-from instructretro_jax.retrieval.passages import read_passages
 from instructretro_jax.stage import Stage
 from instructretro_jax.train.checkpoint import has_encoder
 
@@ -110,7 +110,7 @@ class ZeroShot(Stage):
     if self.passages is None:
       return {question.id: question.passages for question in questions}
     found = read_passages(root / self.passages, 'heldout')
-    return {q.id: tuple(passage.text for passage in found[q.id]) for q in questions}
+    return {question.id: tuple(found[question.id]) for question in questions}
 
   def _systems(self, root: Path, arm: str) -> Iterator[System]:
     for num_passages in self.num_passages:

@@ -21,6 +21,7 @@ from instructretro_jax.model.retro import Retro, is_open
 from instructretro_jax.model.segments import one_by_one
 from instructretro_jax.pipeline import Experiment
 from instructretro_jax.sharding import batch_sharding, to_spec
+from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.loop import Train
 from instructretro_jax.train.state import abstract_params, abstract_state, shardings_of
 from instructretro_jax.train.step import make_train_step
@@ -86,7 +87,14 @@ def abstract_batch(arm: Train, mesh: Mesh, batch_size: int) -> dict[str, jax.Sha
   L, C = arm.task.seq_len, arm.model.chunk_len
   shapes = {name: ((L,), jnp.int32) for name in ('tokens', 'targets', 'segments')}
   shapes['loss_mask'] = ((L,), jnp.float32)
-  if isinstance(arm.task, LanguageModel) and arm.task.neighbours:
+  if isinstance(arm.task, InstructionTuning):
+    shapes['positions'] = ((L,), jnp.int32)
+    reads = is_open(arm.gate)
+  else:
+    reads = arm.task.neighbours is not None
+  if arm.gate == RANDOM:
+    shapes['gate'] = ((), jnp.float32)
+  if reads:
     neighbours = (L // C, arm.task.num_neighbours, 2 * C)
     shapes |= {'neighbours': (neighbours, jnp.int32), 'neighbour_mask': (neighbours, jnp.bool_)}
   place = lambda shape, dtype: _of_batch((batch_size, *shape), dtype, mesh)
@@ -158,7 +166,7 @@ def _abstract_cache(
     lengths,
     neighbours if is_open(arm.gate) else None,
     max_len=max_len,
-    gate=arm.gate,
+    gate=float(is_open(arm.gate)),
     method=prefill,
   )
   cache, _ = jax.eval_shape(

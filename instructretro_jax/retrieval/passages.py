@@ -19,19 +19,11 @@ _QUESTIONS_PER_BLOCK = 256
 _SPARE = 3  # hits that are looked at for each that is kept
 
 
-@dataclasses.dataclass(frozen=True)
-class Passage:
-  """A chunk of the database and its continuation."""
-
-  text: str
-  document: str
-  chunk: int
-  score: float
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FindPassages(Stage):
   """Writes, for every question of a split, the best passages: `{split}.jsonl`.
+
+  A passage is a chunk of the database and its continuation. data/passage_windows.py reads them.
 
   What is looked for is the question, behind the last turns of its dialogue. A hit next to a better
   one in the same document is left out: they share a chunk.
@@ -62,32 +54,21 @@ class FindPassages(Stage):
       ):
         block = questions[start : start + _QUESTIONS_PER_BLOCK]
         for question, found in zip(block, self._find(block, retriever)):
-          passages = [dataclasses.asdict(passage) for passage in found]
-          lines.append(json.dumps({'id': question.id, 'passages': passages}) + '\n')
+          lines.append(json.dumps({'id': question.id, 'passages': found}) + '\n')
       manifest.write_text(folder / f'{split}.jsonl', ''.join(lines))
       counts[split] = len(questions)
     return counts
 
-  def _find(self, questions: list[Question], retriever: Retriever) -> list[list[Passage]]:
+  def _find(self, questions: list[Question], retriever: Retriever) -> list[list[dict[str, Any]]]:
     texts = [' '.join([*question.history[-2:], question.question]) for question in questions]
     found = retriever.find(texts, self.num_saved * _SPARE)
     return [
       [
-        Passage(neighbour.text, neighbour.document, neighbour.chunk_id, round(neighbour.score, 4))
-        for neighbour in _apart(neighbours)[: self.num_saved]
+        {'text': n.text, 'document': n.document, 'chunk': n.chunk_id, 'score': round(n.score, 4)}
+        for n in _apart(neighbours)[: self.num_saved]
       ]
       for neighbours in found
     ]
-
-
-def read_passages(folder: Path, split: str) -> dict[str, list[Passage]]:
-  """The passages of each question by its id. Raises StageError if the split was not searched."""
-  path = folder / f'{split}.jsonl'
-  if not path.exists():
-    raise manifest.StageError(f'{path} does not exist: run the stage that writes it first')
-  with path.open(encoding='utf-8') as file:
-    rows = map(json.loads, file)
-    return {row['id']: [Passage(**passage) for passage in row['passages']] for row in rows}
 
 
 def _apart(neighbours: list[Neighbour]) -> list[Neighbour]:

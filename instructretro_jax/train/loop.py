@@ -32,6 +32,7 @@ from instructretro_jax.train.checkpoint import (
   params_sha256,
   restore_params,
 )
+from instructretro_jax.train.gates import RANDOM, with_random_gates
 from instructretro_jax.train.metrics import TrainLog
 from instructretro_jax.train.optimizer import OptimizerConfig, schedule
 from instructretro_jax.train.state import (
@@ -43,6 +44,8 @@ from instructretro_jax.train.state import (
 )
 from instructretro_jax.train.step import TrainState, make_train_step
 
+_FROZEN_RETRIEVAL = ('encoder|cross_attention', 0.0)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Stage):
@@ -53,8 +56,10 @@ class Train(Stage):
     model: the architecture; with gate 0 only its decoder exists and is trained.
     init_from: arm whose last checkpoint it starts from; a GPT where this arm is a Retro model
       gives its decoder.
-    gate: scale of the cross-attention during training.
-    keep_retro: with gate 0, carry the encoder and cross-attention of `init_from` along untouched.
+    gate: scale of the cross-attention during training; 'random' is 0 or 1 for each row, decided by
+      `data_seed` and the row's place in the stream.
+    keep_retro: with gate 0, carry the encoder and cross-attention of `init_from` along untouched:
+      the optimiser gets them as a group of rate 0.
     start: how a new cross-attention starts (see model/start.py).
     batch_size: sequences a step.
     num_microbatches: parts of a batch that are computed one after the other, to save memory.
@@ -69,7 +74,7 @@ class Train(Stage):
   num_steps: int
   batch_size: int
   num_microbatches: int = 1
-  gate: float
+  gate: float | str
   init_from: str | None = None
   keep_retro: bool = False
   start: CrossAttentionStart = CrossAttentionStart()
@@ -85,6 +90,19 @@ class Train(Stage):
         f'{self.name}: batch_size {self.batch_size} is no multiple of num_microbatches '
         f'{self.num_microbatches}'
       )
+    if isinstance(self.gate, str) and self.gate != RANDOM:
+      raise ValueError(f'{self.name}: the gate is a number or {RANDOM!r}, not {self.gate!r}')
+    is_packed = isinstance(self.task, InstructionTuning) and self.task.is_packed
+    if is_packed and self.gate != 0 and not self.model.mask_neighbours:
+      raise ValueError(
+        f'{self.name}: without mask_neighbours the dialogues of a row read the neighbours of each '
+        'other: set mask_neighbours, or is_packed = False'
+      )
+    if self.keep_retro and self.gate == 0:
+      others = [rate for rate in self.optimizer.group_rates if rate != _FROZEN_RETRIEVAL]
+      rates = (_FROZEN_RETRIEVAL, *others)
+      optimizer = dataclasses.replace(self.optimizer, group_rates=rates)
+      object.__setattr__(self, 'optimizer', optimizer)
     if self.continue_data and self.init_from is None:
       raise ValueError(
         f'{self.name}: continue_data needs init_from, the arm whose data it continues'
@@ -102,7 +120,7 @@ class Train(Stage):
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     vocab = self._vocabulary(root)
-    source = self.task.source(root, 'train', NeighbourTable)
+    source = self._source(root)
     record = {'model': manifest.to_json(self.model), 'vocabulary': vocabulary.fingerprint(vocab)}
     first_example = self._first_example(root)
     mesh = make_mesh(self.mesh)
@@ -110,15 +128,16 @@ class Train(Stage):
     with jax.set_mesh(mesh):
       state, step_fn = self._first_state(root, mesh, record, checkpoints)
       done = int(state.step)
-      stream = batches(
-        source,
-        vocab,
-        seed=self.data_seed,
-        start=first_example + done * self.batch_size,
-        stop=first_example + self.num_steps * self.batch_size,
-        batch_size=self.batch_size,
-        rows=local_rows(mesh, self.batch_size),
-      )
+      place = {
+        'seed': self.data_seed,
+        'start': first_example + done * self.batch_size,
+        'batch_size': self.batch_size,
+        'rows': local_rows(mesh, self.batch_size),
+      }
+      stop = first_example + self.num_steps * self.batch_size
+      stream = batches(source, vocab, stop=stop, **place)
+      if self.gate == RANDOM:
+        stream = with_random_gates(stream, **place)
       log = self._open_log(folder / 'logs', done)
       placed = put_batches(map(_for_model, stream), mesh, self.batch_size)
       for n, batch in enumerate(placed, start=done + 1):
@@ -132,6 +151,18 @@ class Train(Stage):
       log.close()
     checkpoints.close()
     return {'steps': int(state.step), 'examples': len(source)} | self._counts(state, source)
+
+  def _source(self, root: Path) -> ExampleSource:
+    if not isinstance(self.task, InstructionTuning):
+      return self.task.source(root, 'train', NeighbourTable)
+    decoder = self.model.decoder
+    source = self.task.source(root, 'train', self.model.chunk_len if self.gate != 0 else None)
+    if decoder.positions == 'learned' and source.longest > decoder.max_len:
+      raise manifest.StageError(
+        f'{self.name}: a dialogue has {source.longest} tokens, and the decoder {decoder.max_len} '
+        'learned positions: lower seq_len of the task, or raise max_len of the model'
+      )
+    return source
 
   def _vocabulary(self, root: Path) -> vocabulary.Vocabulary:
     vocab = vocabulary.load(root / self.task.vocabulary)
@@ -149,7 +180,7 @@ class Train(Stage):
       'trained_parameters': sum(x.size for x in state.trainable.values()),
     }
     if isinstance(self.task, InstructionTuning):
-      counts |= {'passages_cut': source.num_cut, 'questions_left_out': source.num_left_out}
+      counts['instructions'] = source.counts
     return counts
 
   def _open_log(self, folder: Path, first_step: int) -> TrainLog:

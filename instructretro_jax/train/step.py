@@ -13,6 +13,7 @@ import optax
 
 from instructretro_jax.array_types import Array, Batch, Params
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.losses import token_losses
 from instructretro_jax.train.optimizer import join_params
 
@@ -32,7 +33,10 @@ class TrainState:
 
 
 def losses_of_batch(model: Retro, params: Params, batch: Batch, gate: float | Array) -> Array:
-  """-log p of each target, [B, L] in nats; 0 where `loss_mask` is 0."""
+  """-log p of each target, [B, L] in nats; 0 where `loss_mask` is 0.
+
+  Learned positions count as `positions` of the batch says, or through the whole row without it.
+  """
   hidden_BLD, head_DV = model.apply(
     {'params': params},
     batch['tokens'],
@@ -40,17 +44,22 @@ def losses_of_batch(model: Retro, params: Params, batch: Batch, gate: float | Ar
     batch.get('neighbours'),
     batch.get('neighbour_mask'),
     gate=gate,
+    positions_BL=batch.get('positions'),
     method='hidden_and_head',
   )
   return token_losses(hidden_BLD, head_DV, batch['targets']) * batch['loss_mask']
 
 
 def make_train_step(
-  model: Retro, optimizer: optax.GradientTransformation, gate: float, num_microbatches: int = 1
+  model: Retro,
+  optimizer: optax.GradientTransformation,
+  gate: float | str,
+  num_microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
   """The step to be compiled: mean loss over the masked tokens of the batch, one update.
 
   Args:
+    gate: scale of the cross-attention, or 'random': that of each row is `gate` of the batch, [B].
     num_microbatches: parts of the batch that are computed one after the other, with gradients added
       up in float32: memory for activations falls, the update stays. Must divide the batch size.
   """
@@ -58,7 +67,8 @@ def make_train_step(
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
     def total_loss(trainable: dict[str, Array], part: Batch) -> Array:
       params = join_params(trainable, state.frozen)
-      return losses_of_batch(model, params, part, gate).sum()
+      scale = part['gate'] if gate == RANDOM else gate
+      return losses_of_batch(model, params, part, scale).sum()
 
     sums = _sum_over_parts(jax.value_and_grad(total_loss), state.trainable, batch, num_microbatches)
     num_targets = jnp.maximum(batch['loss_mask'].sum(), 1)

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from instructretro_jax.data.batches import Sequences, example_ids
-from instructretro_jax.data.instructions import Instructions
-from instructretro_jax.data.questions import Question
 
 C = 4
 
@@ -65,25 +63,3 @@ def test_a_short_end_is_padded():
 def test_sequence_length_must_be_whole_chunks():
   with pytest.raises(ValueError, match='10 is no multiple of the chunk length 4'):
     Sequences(Store(), 10, 0)
-
-
-class Letters:
-  pad_id, eos_id = 0, 1
-
-  def encode(self, text):
-    return [ord(c) for c in text]
-
-
-def test_loss_is_on_the_answer_and_its_end():
-  question = Question('q', 'Why?', ('P' * 50,), ('so', 'other'), 'own', 'given')
-  rows = Instructions([question], Letters(), 250)
-  batch = rows.examples(np.array([0]))
-  learnt = batch['targets'][0][batch['loss_mask'][0] > 0]
-  assert learnt.tolist() == [ord(' '), ord('s'), ord('o'), 1]
-  assert rows.num_cut == rows.num_left_out == 0
-
-
-def test_questions_that_do_not_fit_are_left_out():
-  question = Question('q', 'Why?', ('P' * 500,), ('so',), 'own')
-  rows = Instructions([question], Letters(), 30)
-  assert len(rows) == 0 and rows.num_left_out == 1

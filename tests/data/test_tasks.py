@@ -21,6 +21,9 @@ class Numbers:
   def __len__(self):
     return self._count
 
+  def ids(self, seed, positions):
+    return example_ids(seed, self._count, positions)
+
   def examples(self, ids):
     self.read.append(len(ids))
     tokens = np.repeat(np.asarray(ids, np.int32)[:, None], 3, axis=1)

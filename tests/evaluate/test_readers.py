@@ -13,7 +13,6 @@ from instructretro_jax.evaluate.readers import (
   Query,
   answer_of,
   options_of,
-  windows,
 )
 
 LIMITS = Limits(prompt_len=150, num_new=6, batch_size=4)
@@ -72,16 +71,6 @@ def test_a_question_without_room_is_refused(run_with_arm):
 def test_short_answers_are_one_line():
   assert answer_of(' \nape\nbee', query(0, style='span').question) == 'ape'
   assert answer_of(' ape\nbee ', query(0, style='summary').question) == 'ape\nbee'
-
-
-def test_windows_take_the_beginnings_first():
-  class Letters:
-    encode, decode = list, ''.join
-
-  assert windows(['abcdefgh', 'xy'], 2, 5, Letters()) == ('abcde', 'xy')
-  assert windows(['abcdefgh'], 3, 5, Letters()) == ('abcde', 'fgh')
-  assert windows(['abcdefgh', 'xy'], 9, 5, Letters()) == ('abcde', 'xy', 'fgh')
-  assert windows([], 2, 5, Letters()) == ()
 
 
 @pytest.mark.skipif(importlib.util.find_spec('torch') is None, reason='needs torch')

@@ -7,14 +7,19 @@ from click.testing import CliRunner
 import jax
 import numpy as np
 import pytest
+import seqio
 
 from instructretro_jax import main, manifest, pipeline
 from instructretro_jax.data.batches import Sequences
+from instructretro_jax.data.instructions import Instructions
+from instructretro_jax.data.passage_windows import PassageNeighbours
+from instructretro_jax.data.questions import Question
 from instructretro_jax.data.tasks import InstructionTuning, LanguageModel
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.precompile import estimate, steps, topology
 from instructretro_jax.sharding import MeshConfig, make_mesh
 from instructretro_jax.train import loop
+from instructretro_jax.train.gates import random_gates
 from instructretro_jax.train.optimizer import OptimizerConfig
 from instructretro_jax.train.state import abstract_state, first_state
 
@@ -100,6 +105,20 @@ def test_the_abstract_batch_is_that_of_the_data():
   describe = lambda batch: {name: (x.shape, x.dtype) for name, x in batch.items()}
   assert describe(abstract) == describe(real)
   assert all(x.sharding.spec[0] == ('data', 'fsdp') for x in abstract.values())
+
+
+@pytest.mark.parametrize('gate', [0.0, 1.0, 'random'])
+def test_the_abstract_batch_is_that_of_the_questions(gate):
+  vocab, question = seqio.ByteVocabulary(), Question('q', 'Why?', ('P',), ('so',), 'own', 'given')
+  neighbours = PassageNeighbours(vocab, C, 2) if gate else None
+  source = Instructions([question], vocab, 32 * C, neighbours=neighbours)
+  real = source.examples(np.zeros(8, np.int64))
+  if gate == 'random':
+    real['gate'] = random_gates(0, np.arange(8))
+  tuned = arm('tuned', InstructionTuning(seq_len=32 * C), gate)
+  abstract = steps.abstract_batch(tuned, mesh_of(tuned), 8)
+  describe = lambda batch: {name: (x.shape, x.dtype) for name, x in batch.items()}
+  assert describe(abstract) == describe(real)
 
 
 def test_figures_of_a_train_step():

@@ -1,14 +1,16 @@
 """Passages found for questions."""
 
 import dataclasses
+import json
 
 import pytest
 
 from instructretro_jax import stage
 from instructretro_jax.data import vocabulary
+from instructretro_jax.data.passage_windows import read_passages
 from instructretro_jax.data.questions import Question, Questions
 from instructretro_jax.manifest import StageError
-from instructretro_jax.retrieval.passages import FindPassages, read_passages
+from instructretro_jax.retrieval.passages import FindPassages
 from instructretro_jax.retrieval.retriever import open_retriever
 from instructretro_jax.retrieval.stages import BuildIndex
 
@@ -29,7 +31,9 @@ def run(run_folder):
 
 def test_the_best_passages_share_no_chunk_and_dialogues_are_looked_up_with_their_last_turns(run):
   stage.run(FindPassages(splits=('heldout',), num_saved=4), run)
-  found = read_passages(run / 'passages', 'heldout')
+  lines = (run / 'passages' / 'heldout.jsonl').read_text().splitlines()
+  found = {row['id']: row['passages'] for row in map(json.loads, lines)}
+  texts = read_passages(run / 'passages', 'heldout')
   retriever = open_retriever(run, vocabulary.load(run / 'vocabulary'))
   for key, text in (('q0', 'ape bee cat '), ('q1', 'hen  ibis  dog ')):
     hits = retriever.find([text], 12)[0]
@@ -38,9 +42,9 @@ def test_the_best_passages_share_no_chunk_and_dialogues_are_looked_up_with_their
       near = [k for k in expected if k.document == hit.document]
       if not {hit.chunk_id - 1, hit.chunk_id + 1} & {k.chunk_id for k in near}:
         expected.append(hit)
-    assert [p.chunk for p in found[key]] == [hit.chunk_id for hit in expected[:4]]
-    assert [p.text for p in found[key]] == [hit.text for hit in expected[:4]]
-    assert found[key][0].score == pytest.approx(expected[0].score, abs=1e-4)
+    assert [p['chunk'] for p in found[key]] == [hit.chunk_id for hit in expected[:4]]
+    assert texts[key] == [hit.text for hit in expected[:4]]
+    assert found[key][0]['score'] == pytest.approx(expected[0].score, abs=1e-4)
   assert any(len(found[key]) > 1 for key in found)
   with pytest.raises(StageError, match='train.jsonl does not exist'):
     read_passages(run / 'passages', 'train')
