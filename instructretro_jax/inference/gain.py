@@ -27,24 +27,28 @@ def token_gains(
   Both read the sequence as it was written: chunks end where the prompt ends, and those of the
   answer have the neighbours that were found for them then. The texts together are the answer's.
 
-  Raises ValueError if the request's gate is 0.
+  Raises ValueError if the request's gate is 0, or the chunks of prompt and answer are more than
+  there are learned positions.
   """
   if request.gate == 0:
-    raise ValueError(
-      'the gate of the request is 0: nothing was read that could have given anything'
-    )
-  config, pad_id, prompt = (
-    generator.config,
-    generator.vocab.pad_id,
-    generator.tokenize(request.prompt),
-  )
+    raise ValueError('the gate of the request is 0: nothing was read, so nothing was gained')
+  config, pad_id = generator.config, generator.vocab.pad_id
+  prompt = generator.tokenize(request.prompt)
   if not answer.tokens:
     return []
   C, T = config.chunk_len, len(answer.tokens)
   chunks = _neighbours_of_chunks(generator, request, answer, prompt)
-  N = 1 << (len(chunks) - 1).bit_length()  # so that few lengths are compiled
-  chunks = [*[()] * (N - len(chunks)), *chunks]
-  num_new = -(-T // C)
+  num_new, num_prompt = -(-T // C), -(-len(prompt) // C)
+  if config.decoder.positions != 'learned':
+    num_new = _power_of_2(num_new)  # so that few lengths are compiled; padding needs positions too
+  elif len(prompt) + num_new * C > config.decoder.max_len:
+    raise ValueError(
+      f'{len(prompt)} tokens of prompt and {num_new} chunks of answer do not fit the '
+      f'{config.decoder.max_len} learned positions (max_len)'
+    )
+  N = _power_of_2(num_prompt + num_new)
+  chunks = [*[()] * (N - num_prompt - num_new), *chunks]
+  chunks += [()] * (N - len(chunks))
   start = (N - num_new) * C
   tokens_1L = np.full((1, N * C), pad_id, np.int32)
   tokens_1L[0, start - len(prompt) : start] = prompt
@@ -58,6 +62,10 @@ def token_gains(
   closed_1T = run(without_retrieval(generator.params), tokens_1L, lengths_1)
   gains = (np.asarray(opened_1T) - np.asarray(closed_1T))[0, :T].tolist()
   return list(zip(_pieces(generator, request, answer, prompt), gains))
+
+
+def _power_of_2(count: int) -> int:
+  return 1 << (count - 1).bit_length()
 
 
 def _neighbours_of_chunks(

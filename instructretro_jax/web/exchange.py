@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import math
@@ -107,7 +108,6 @@ def events(generator: Generator, question: Question) -> Iterator[Event]:
 
   Raises ValueError if the prompt is too long, or no answer is possible.
   """
-  start = time.monotonic()
   found = _found(generator, question)
   passages = [*question.passages, *(neighbour.text for neighbour in found)]
   requests, closed = _requests(generator, question, passages)
@@ -120,25 +120,49 @@ def events(generator: Generator, question: Question) -> Iterator[Event]:
     'passages': [*given, *map(_neighbour_json, found)],
   }
   yield from closed
-  answers, first_secs = {}, {}
-  streams = {gate: generator.stream(request) for gate, request in requests.items()}
+  answers: dict[str, Generation] = {}
+  streams = {gate: _Stream(generator.stream(request)) for gate, request in requests.items()}
   while streams:
     for gate, stream in list(streams.items()):
-      try:
-        piece = next(stream)
-      except StopIteration as end:
-        answers[gate] = end.value
-        del streams[gate]
-        secs = {'secs': time.monotonic() - start, 'first_secs': first_secs.get(gate)}
-        yield {'event': 'done', 'gate': gate, **secs, **_answer_json(end.value)}
-      else:
-        first_secs.setdefault(gate, time.monotonic() - start)
+      piece = stream.next()
+      if piece is not None:
         yield {'event': 'piece', 'gate': gate, 'text': piece}
+        continue
+      answers[gate] = stream.answer
+      del streams[gate]
+      secs = {'secs': stream.secs, 'first_secs': stream.first_secs}
+      yield {'event': 'done', 'gate': gate, **secs, **_answer_json(stream.answer)}
   if 'on' in requests:
     gains = token_gains(generator, requests['on'], answers['on'])
     tokens = [{'text': text, 'gain': gain, 'shade': shade(gain)} for text, gain in gains]
     yield {'event': 'gain', 'gate': 'on', 'tokens': tokens}
   yield {'event': 'end'}
+
+
+class _Stream:
+  """An answer while it grows, with the time that it took itself: streams take turns.
+
+  Attributes:
+    secs, first_secs: until now, and until the first piece; None if there was none.
+    answer: once it has ended.
+  """
+
+  def __init__(self, pieces: Stream[str, None, Generation]):
+    self._pieces = pieces
+    self.secs, self.first_secs = 0.0, None
+    self.answer: Generation | None = None
+
+  def next(self) -> str | None:
+    """The next piece; None at the end."""
+    start, piece = time.monotonic(), None
+    try:
+      piece = next(self._pieces)
+    except StopIteration as end:
+      self.answer = end.value
+    self.secs += time.monotonic() - start
+    if piece is not None and self.first_secs is None:
+      self.first_secs = self.secs
+    return piece
 
 
 def _found(generator: Generator, question: Question) -> Sequence[Neighbour]:
@@ -167,7 +191,8 @@ def _requests(
   if not requests:
     raise ValueError(closed[0]['reason'])
   needed = len(generator.tokenize(next(iter(requests.values())).prompt))
-  room = generator.config.decoder.max_len - question.max_new
+  C = generator.config.chunk_len
+  room = generator.config.decoder.max_len - C * -(-question.max_new // C)  # gains take whole chunks
   if needed > room:
     raise ValueError(
       f'The prompt is {needed} tokens, passages included, and with {question.max_new} new tokens '

@@ -22,7 +22,7 @@ def open_checkpoint(
   has_encoder = any(path.startswith('encoder/') for path in shapes)
   generator, _ = open_generator(folder, index, float(has_encoder))
   count = sum(x.size for x in jax.tree.leaves(generator.params))
-  facts = [('checkpoint', folder.resolve().name), ('parameters', f'{count / 1e6:.1f} M')]
+  facts = [('checkpoint', folder.resolve().name), ('parameters', f'{count:,}')]
   facts.append(('encoder', 'yes' if has_encoder else 'none'))
   facts.append(('index', 'none' if index is None else index.resolve().name))
   return generator, tuple(facts)

@@ -11,6 +11,7 @@ from instructretro_jax.inference import score as scoring
 from instructretro_jax.inference.answer import Request
 from instructretro_jax.inference.gain import token_gains
 from instructretro_jax.inference.sampling import choose
+from tests.inference.test_decode import CONFIG
 from tests.inference.test_generate import Echo, make_generator
 
 
@@ -21,9 +22,11 @@ def gains_of(generator, request):
   return answer, np.array(gains)
 
 
-@pytest.mark.parametrize('num_new', [3, 9])
-def test_after_a_prompt_of_whole_chunks_gains_are_those_of_the_text(num_new):
-  generator = make_generator(retriever=Echo())
+@pytest.mark.parametrize('num_new, positions', [(3, 'rotary'), (11, 'rotary'), (11, 'learned')])
+def test_after_a_prompt_of_whole_chunks_gains_are_those_of_the_text(num_new, positions):
+  decoder = dataclasses.replace(CONFIG.decoder, positions=positions, max_len=20)
+  config = dataclasses.replace(CONFIG, decoder=decoder)
+  generator = make_generator(config, retriever=Echo())
   request = Request(prompt='BCDFGHIJ', max_new=num_new, gate=0.7)
   answer, gains = gains_of(generator, request)
   whole = scoring.score(generator, request.prompt + answer.text, request.gate)
@@ -65,9 +68,17 @@ def test_a_stop_text_has_no_piece():
   assert len(pieces) == len(stopped.tokens) > len(stopped.text) and pieces[-1] == ''
 
 
-def test_a_closed_gate_has_no_gain():
+def test_what_cannot_be_scored_is_refused():
   generator = make_generator(retriever=Echo())
   request = Request(prompt='BCD', max_new=2)
   (answer,) = generator.generate([request])
   with pytest.raises(ValueError, match='gate of the request is 0'):
     token_gains(generator, request, answer)
+  few = dataclasses.replace(CONFIG.decoder, positions='learned', max_len=7)
+  generator = make_generator(dataclasses.replace(CONFIG, decoder=few), retriever=Echo())
+  opened = dataclasses.replace(request, prompt='BCDFG', gate=1.0)
+  (answer,) = generator.generate([opened])
+  with pytest.raises(
+    ValueError, match='5 tokens of prompt and 1 chunks of answer do not fit the 7'
+  ):
+    token_gains(generator, opened, answer)
