@@ -188,6 +188,7 @@ def test_one_at_a_time_and_a_closed_connection_ends_its_generation(open_generato
     ended.clear()
     monkeypatch.setattr(generator, 'stream', endless)
     connection, response = ask(url)
+    assert [json.loads(response.readline())['event'] for _ in range(2)] == ['start', 'piece']
     waiting, second = ask(url)
     assert json.loads(second.readline()) == {'event': 'waiting'}
     for each in (second, waiting, response, connection):
