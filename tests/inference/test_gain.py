@@ -74,11 +74,11 @@ def test_what_cannot_be_scored_is_refused():
   (answer,) = generator.generate([request])
   with pytest.raises(ValueError, match='gate of the request is 0'):
     token_gains(generator, request, answer)
-  few = dataclasses.replace(CONFIG.decoder, positions='learned', max_len=7)
+  few = dataclasses.replace(CONFIG.decoder, positions='learned', max_len=10)
   generator = make_generator(dataclasses.replace(CONFIG, decoder=few), retriever=Echo())
-  opened = dataclasses.replace(request, prompt='BCDFG', gate=1.0)
+  opened = dataclasses.replace(request, prompt='BCDFGHI', gate=1.0)
   (answer,) = generator.generate([opened])
   with pytest.raises(
-    ValueError, match='5 tokens of prompt and 1 chunks of answer do not fit the 7'
+    ValueError, match='7 tokens of prompt and 1 chunks of answer do not fit the 10'
   ):
     token_gains(generator, opened, answer)
