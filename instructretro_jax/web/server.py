@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 import secrets
 import socket
-from typing import Any
 
 import jinja2
 from starlette.applications import Starlette
@@ -148,7 +147,7 @@ def _error(status: int, message: str) -> Response:
 
 def _template() -> jinja2.Template:
   folders = [Path(__file__).parent, Path(report.__file__).parent]
-  environment: Any = jinja2.Environment(
+  environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(folders),
     autoescape=True,
     undefined=jinja2.StrictUndefined,

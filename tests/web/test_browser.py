@@ -80,6 +80,12 @@ def test_an_answer_can_be_stopped_and_asked_again(page, open_generator):
     page.open(url)
     ask(page, 'ape bee cat', max_new=800, gate='off', temperature=1)
     page.wait_for('document.querySelector("#off .answer").textContent.length > 20')
+    # a caret blinks at the end, but not for those who want no motion
+    caret = 'getComputedStyle(document.querySelector("#off .answer"), "::after").animationName'
+    assert page.run(caret) == 'blink'
+    reduced = {'name': 'prefers-reduced-motion', 'value': 'reduce'}
+    page.call('Emulation.setEmulatedMedia', features=[reduced])
+    assert page.run(caret) == 'none'
     page.run('document.getElementById("stop").click()')
     page.wait_for('document.getElementById("status").textContent == "Stopped."')
     ask(page, 'ape bee cat', max_new=8)
