@@ -9,6 +9,7 @@ import sys
 import click
 
 from instructretro_jax.inference import commands
+from instructretro_jax.web.commands import demo
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before anything imports TensorFlow
 os.environ.setdefault('TQDM_MININTERVAL', '1')  # seconds; a log file keeps every redraw of a bar
@@ -23,6 +24,7 @@ def main() -> None:
 
 main.add_command(commands.generate)
 main.add_command(commands.score)
+main.add_command(demo)
 
 
 def _split(names: str | None) -> tuple[str, ...]:

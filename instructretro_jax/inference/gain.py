@@ -1,0 +1,133 @@
+"""What neighbours gave to an answer, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructretro_jax.array_types import Array, Params
+from instructretro_jax.inference.answer import Answer, Generation, Request, as_window
+from instructretro_jax.inference.decode import without_retrieval
+from instructretro_jax.inference.generate import NUM_NEIGHBOURS, Generator
+from instructretro_jax.model.retro import Retro
+from instructretro_jax.retrieval.retriever import Neighbour
+
+
+def token_gains(
+  generator: Generator, request: Request, answer: Generation
+) -> list[tuple[str, float]]:
+  """The text of each token of an answer, and its log-probability (nats) at the request's gate
+  minus that at a gate of 0.
+
+  Both read the sequence as it was written: chunks end where the prompt ends, and those of the
+  answer have the neighbours that were found for them then. The texts together are the answer's.
+
+  Raises ValueError if the request's gate is 0, or the chunks of prompt and answer are more than
+  there are learned positions.
+  """
+  if request.gate == 0:
+    raise ValueError('the gate of the request is 0: nothing was read, so nothing was gained')
+  config, pad_id = generator.config, generator.vocab.pad_id
+  prompt = generator.tokenize(request.prompt)
+  if not answer.tokens:
+    return []
+  C, T = config.chunk_len, len(answer.tokens)
+  chunks = _neighbours_of_chunks(generator, request, answer, prompt)
+  num_new, num_prompt = -(-T // C), -(-len(prompt) // C)
+  if config.decoder.positions != 'learned':
+    num_new = _power_of_2(num_new)  # so that few lengths are compiled; padding needs positions too
+  elif len(prompt) + num_new * C > config.decoder.max_len:
+    raise ValueError(
+      f'{len(prompt)} tokens of prompt and {num_new} chunks of answer do not fit the '
+      f'{config.decoder.max_len} learned positions (max_len)'
+    )
+  N = _power_of_2(num_prompt + num_new)
+  chunks = [*[()] * (N - num_prompt - num_new), *chunks]
+  chunks += [()] * (N - len(chunks))
+  start = (N - num_new) * C
+  tokens_1L = np.full((1, N * C), pad_id, np.int32)
+  tokens_1L[0, start - len(prompt) : start] = prompt
+  tokens_1L[0, start : start + T] = answer.tokens
+  lengths_1 = np.array([len(prompt) + num_new * C], np.int32)
+  K = len(request.neighbours) or NUM_NEIGHBOURS
+  windows = [as_window(found, K, 2 * C, pad_id) for found in chunks]
+  read = [np.stack(x)[None] for x in zip(*windows)]
+  run = _scorer(Retro(config), num_new * C)
+  opened_1T = run(generator.params, tokens_1L, lengths_1, *read, np.float32(request.gate))
+  closed_1T = run(without_retrieval(generator.params), tokens_1L, lengths_1)
+  gains = (np.asarray(opened_1T) - np.asarray(closed_1T))[0, :T].tolist()
+  return list(zip(_pieces(generator, request, answer, prompt), gains))
+
+
+def _power_of_2(count: int) -> int:
+  return 1 << (count - 1).bit_length()
+
+
+def _neighbours_of_chunks(
+  generator: Generator, request: Request, answer: Generation, prompt: Sequence[int]
+) -> list[Sequence[Neighbour]]:
+  """Neighbours of each chunk of prompt and answer; none of the last, which nothing reads."""
+  C, vocab = generator.config.chunk_len, generator.vocab
+  num_prompt, num_new = (-(-len(x) // C) for x in (prompt, answer.tokens))
+  if request.neighbours:
+    own = [Neighbour(tokens=vocab.encode(text), text=text) for text in request.neighbours]
+    return [own] * (num_prompt + num_new)
+  ends = [len(prompt) - n * C for n in range(1, num_prompt)][::-1]
+  texts = [vocab.decode(list(prompt[max(0, end - C) : end])) for end in ends]
+  chunks = list(generator.retriever.find(texts, NUM_NEIGHBOURS)) if texts else []
+  found, latest = dict(answer.neighbours), ()
+  for n in range(num_new):
+    latest = found.get(len(prompt) + n * C, latest)
+    chunks.append(latest)
+  return [*chunks, ()]
+
+
+def _pieces(
+  generator: Generator, request: Request, answer: Generation, prompt: Sequence[int]
+) -> list[str]:
+  """The text of each token, as it is streamed; none of a stop text."""
+  bare = dataclasses.replace(request, stop=(), max_new=len(answer.tokens), stop_at_repetition=False)
+  replay, pieces, room = Answer(bare, prompt, generator.vocab), [], len(answer.text)
+  for token in answer.tokens:
+    replay.add(token)
+    pieces.append(replay.take()[:room])
+    room -= len(pieces[-1])
+  return pieces
+
+
+@functools.lru_cache(maxsize=4)
+def _scorer(model: Retro, num_last: int) -> Any:
+  """A function (params, tokens, lengths, neighbours, mask, gate) -> log-probabilities [B, T].
+
+  They are those of the last `num_last` (T) tokens: the head is put on no others.
+  """
+
+  def last_logits(model: Retro, *args, **kwargs) -> Array:
+    return model.to_logits(model.run_sequence(*args, **kwargs)[0][:, -num_last - 1 : -1])
+
+  def run(
+    params: Params,
+    tokens_BL: Array,
+    lengths_B: Array,
+    neighbours_BNKR: Array | None = None,
+    mask_BNKR: Array | None = None,
+    gate: Array | None = None,
+  ) -> Array:
+    logits_BTV = model.apply(
+      {'params': params},
+      *(tokens_BL, None, neighbours_BNKR, mask_BNKR),
+      gate=0 if gate is None else gate,
+      lengths_B=lengths_B,
+      method=last_logits,
+    )
+    chosen_BT1 = tokens_BL[:, -num_last:, None]
+    chosen_BT = jnp.take_along_axis(logits_BTV, chosen_BT1, axis=2)[:, :, 0]
+    return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=2)
+
+  return jax.jit(run)

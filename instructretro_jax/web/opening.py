@@ -1,0 +1,28 @@
+"""The checkpoint of the page, whatever it can do, and what the page says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from instructretro_jax.inference.generate import Generator
+from instructretro_jax.inference.session import open_generator
+from instructretro_jax.train import checkpoint
+
+
+def open_checkpoint(
+  folder: Path, index: Path | None
+) -> tuple[Generator, tuple[tuple[str, str], ...]]:
+  """The generator, with its encoder if it has one, and facts by name.
+
+  Raises StageError as `open_generator` does.
+  """
+  _, shapes = checkpoint.param_shapes(folder)
+  has_encoder = any(path.startswith('encoder/') for path in shapes)
+  generator, _ = open_generator(folder, index, float(has_encoder))
+  count = sum(x.size for x in jax.tree.leaves(generator.params))
+  facts = [('checkpoint', folder.resolve().name), ('parameters', f'{count:,}')]
+  facts.append(('encoder', 'yes' if has_encoder else 'none'))
+  facts.append(('index', 'none' if index is None else index.resolve().name))
+  return generator, tuple(facts)
