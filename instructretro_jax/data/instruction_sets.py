@@ -159,6 +159,7 @@ class TfdsQuestions:
   passage_key: str | None = None
   style: str = 'given'
   data_dir: str | None = None
+  unanswered: str | None = None  # the answer where there is none; None leaves such questions out
 
   def __post_init__(self):
     if self.style not in STYLES:
@@ -167,10 +168,12 @@ class TfdsQuestions:
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields a question a usable example. Raises StageError if the dataset cannot be had."""
     for place, example in sources.tfds_examples(self.dataset, self.split, self.data_dir):
-      keys = (self.question_key, self.answer_key, *([self.passage_key] if self.passage_key else ()))
+      keys = (self.question_key, *([self.passage_key] if self.passage_key else ()))
       texts = [_texts_at(example, key, place, problems) for key in keys]
-      if all(texts) and all(problems.accepts(text, place) for found in texts for text in found):
-        (question, *_), answers, *passages = texts
+      answers = _texts_at(example, self.answer_key, place, problems, self.unanswered)
+      read = [text for found in (*texts, answers) for text in found if text != self.unanswered]
+      if all((*texts, answers)) and all(problems.accepts(text, place) for text in read):
+        (question, *_), *passages = texts
         yield Question(
           f'{self.task}:{place}',
           *(question, passages[0] if passages else (), tuple(dict.fromkeys(answers))),
@@ -256,13 +259,15 @@ def _passages(row: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _texts_at(
-  example: Mapping[str, Any], key: str, place: str, problems: Problems
+  example: Mapping[str, Any], key: str, place: str, problems: Problems, default: str | None = None
 ) -> tuple[str, ...]:
-  """The strings that a key leads to; reports it if there are none, or something else."""
+  """The strings that a key leads to, or the default; reports it if there is neither."""
   value: Any = example
   for part in key.split('/'):
     value = value.get(part) if isinstance(value, Mapping) else None
   values = value.tolist() if isinstance(value, np.ndarray) else [value]
+  if not values and default is not None:
+    return (default,)
   if not values or not all(isinstance(one, bytes) for one in values):
     problems.report('missing_text', place, f'no string at {key!r}; there are {sorted(example)}')
     return ()
