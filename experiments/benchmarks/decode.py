@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructretro_jax.inference.cache import compile_step, prefill
-from instructretro_jax.inference.decode import make_decoder
+from instructretro_jax.inference.decode import Decoder
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
 
@@ -94,17 +94,26 @@ def median_and_spread(values: list[float]) -> dict[str, float]:
 def compare_decoders(model, params, batch_sizes, prompt_len, num_new, repeats) -> list[dict]:
   """Tokens per second of both decoders, which must agree on the tokens."""
   C, rng = model.config.chunk_len, np.random.default_rng(0)
-  decode = make_decoder(model, prompt_len=prompt_len, num_new=num_new, eos_id=NO_END)
-  read_prompt = make_decoder(model, prompt_len=prompt_len, num_new=1, eos_id=NO_END)
+  decoder = Decoder(model, NO_END, tokens_per_call=num_new)
+
+  def decode(prompts: np.ndarray, neighbours: np.ndarray, num_new: int) -> np.ndarray:
+    lengths = np.full(len(prompts), prompt_len, np.int32)
+    rows = decoder.begin(params, prompts, lengths, neighbours, gate=1.0, max_new=num_new)
+    tokens = [np.asarray(rows.token_B)[:, None]]
+    if num_new > 1:
+      _, more = decoder.advance(params, rows, gate=1.0, count=num_new - 1)
+      tokens.append(np.asarray(more)[:, : num_new - 1])
+    return np.concatenate(tokens, axis=1)
+
   recompute = make_recomputing_decoder(model, prompt_len, num_new)
   runs = {}
   for B in batch_sizes:
     prompts = rng.integers(1, model.config.decoder.vocab_size, (B, prompt_len), np.int32)
     neighbours = rng.integers(1, 4096, (B, NUM_NEIGHBOURS, 2 * C), np.int32)
     chunks = np.repeat(neighbours[:, None], (prompt_len + num_new) // C, axis=1)
-    listed = prompts.tolist()
-    runs[f'cached {B}'] = lambda p=listed, n=neighbours: decode(params, p, n)
-    runs[f'prompt {B}'] = lambda p=listed, n=neighbours: read_prompt(params, p, n)
+    of_prompt = chunks[:, : prompt_len // C]
+    runs[f'cached {B}'] = lambda p=prompts, n=of_prompt: decode(p, n, num_new)
+    runs[f'prompt {B}'] = lambda p=prompts, n=of_prompt: decode(p, n, 1)
     runs[f'recomputed {B}'] = lambda p=prompts, n=chunks: np.asarray(recompute(params, p, n))
   secs, tokens = time_in_turns(runs, repeats)
   rows = []

@@ -144,7 +144,7 @@ class HuggingFaceReader:
   Args:
     name: a folder, or a name on the hub.
 
-  Raises ImportError if torch or transformers is not installed (extra `huggingface`).
+  Raises ImportError if torch or transformers is not installed (extra `interop`).
   """
 
   def __init__(self, name: str, limits: Limits):

@@ -41,6 +41,7 @@ class ZeroShot(Stage):
     arms: stages with checkpoints.
     hugging_face: more models, folders or names that the transformers library opens.
     passages: a stage whose passages are read; None: each question's own.
+    own_first: with such a stage, questions that have passages of their own read those.
     num_passages: in the prompt; one system each.
     encoders: 'off' and 'on'.
     max_questions: of each task, the first of the held-out split that fit a prompt.
@@ -55,6 +56,7 @@ class ZeroShot(Stage):
   questions: str = 'questions'
   vocabulary: str = 'vocabulary'
   passages: str | None = None
+  own_first: bool = False
   num_passages: tuple[int, ...] = (0, 5)
   encoders: tuple[str, ...] = ('off', 'on')
   max_questions: int
@@ -110,7 +112,8 @@ class ZeroShot(Stage):
     if self.passages is None:
       return {question.id: question.passages for question in questions}
     found = read_passages(root / self.passages, 'heldout')
-    return {question.id: tuple(found[question.id]) for question in questions}
+    reads_own = lambda question: self.own_first and question.passages
+    return {q.id: q.passages if reads_own(q) else tuple(found[q.id]) for q in questions}
 
   def _systems(self, root: Path, arm: str) -> Iterator[System]:
     for num_passages in self.num_passages:

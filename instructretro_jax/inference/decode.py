@@ -7,7 +7,7 @@ chunk, and can find its neighbours, before the model reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from flax import struct
 import jax
@@ -162,42 +162,6 @@ def left_pad(prompts: Sequence[Sequence[int]], prompt_len: int) -> tuple[np.ndar
       raise ValueError(f'a prompt has {len(prompt)} tokens, not 1 to {prompt_len}')
     row[prompt_len - len(prompt) :] = prompt
   return padded, lengths
-
-
-def make_decoder(
-  model: Retro, *, prompt_len: int, num_new: int, eos_id: int
-) -> Callable[..., np.ndarray]:
-  """A function (params, prompts, neighbours_BKR, mask_BKR, gate=1.0) -> new tokens [B, num_new].
-
-  Greedy decoding to the end in one call. Prompts are token lists of any length up to `prompt_len`;
-  a row does not depend on the others. Every chunk reads the neighbours of its request. All tokens
-  after the end token are end tokens, and decoding stops when every row has ended.
-  """
-  C = model.config.chunk_len
-  padded_len = -(-prompt_len // C) * C
-  decoder = Decoder(model, eos_id, tokens_per_call=num_new)
-
-  def decode(
-    params: Params,
-    prompts: Sequence[Sequence[int]],
-    neighbours_BKR: np.ndarray | None = None,
-    mask_BKR: np.ndarray | None = None,
-    gate: float | np.ndarray = 1.0,
-  ) -> np.ndarray:
-    tokens_BP, lengths_B = left_pad(prompts, padded_len)
-    given = ()
-    if is_open(gate):
-      shape = (len(prompts), padded_len // C)
-      spread = lambda x: np.broadcast_to(x[:, None], (*shape, *x.shape[1:]))
-      given = jax.tree.map(spread, (neighbours_BKR, mask_BKR))
-    rows = decoder.begin(params, tokens_BP, lengths_B, *given, gate=gate, max_new=num_new)
-    first_B1 = np.asarray(rows.token_B)[:, None]
-    if num_new == 1:
-      return first_B1
-    _, tokens_BT = decoder.advance(params, rows, gate=gate, count=num_new - 1)
-    return np.concatenate([first_B1, tokens_BT], axis=1)[:, :num_new]
-
-  return decode
 
 
 def without_retrieval(params: Params) -> Params:

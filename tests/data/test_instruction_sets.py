@@ -150,6 +150,9 @@ def test_tfds(tmp_path):
   assert [(q.question, q.passages, q.answers) for q in found] == [('a?', ('p',), ('x', 'y'))]
   assert found[0].id.startswith('squad:tfds:asked:') and str(tmp_path) not in found[0].id
   assert problems == {'broken_utf8': 1, 'missing_text': 1}
+  asked = TfdsQuestions('asked', 'squad', answer_key='answers/text', unanswered='', **fields)
+  found, problems = read(asked)
+  assert [q.answers for q in found] == [('x', 'y'), ('',)] and problems == {'broken_utf8': 1}
   found, problems = read(TfdsQuestions('asked', 'squad', answer_key='answers/no', **fields))
   assert not found and problems['missing_text'] == 3
 

@@ -99,6 +99,10 @@ def test_passages_may_be_those_of_the_retriever(run):
   stage.run(FindPassages(splits=('heldout',), num_saved=3), run)
   stage.run(dataclasses.replace(ZERO_SHOT, passages='passages', arms=('imported',)), run)
   assert {r['value'] for r in rows_of(run) if r['metric'] == 'ceiling'} == {0}
+  own = dataclasses.replace(ZERO_SHOT, passages='passages', arms=('imported',), own_first=True)
+  stage.discard(own, run)
+  stage.run(own, run)
+  assert {r['value'] for r in rows_of(run) if r['metric'] == 'ceiling'} == {100}
 
 
 def test_wrong_settings_are_refused():

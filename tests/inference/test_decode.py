@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from instructretro_jax.inference import decode as decoding
-from instructretro_jax.inference.decode import Decoder, left_pad, make_decoder, without_retrieval
+from instructretro_jax.inference.decode import Decoder, left_pad, without_retrieval
 from instructretro_jax.inference.sampling import Sampling, choose
 from instructretro_jax.model.retro import Retro
+from tests.inference.greedy import make_decoder
 from tests.inference.test_cache import params_of
 from tests.model.test_retro import CONFIG as TIED_CONFIG
 from tests.model.test_retro import logits

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from instructretro_jax.inference.decode import left_pad, make_decoder
+from instructretro_jax.inference.decode import left_pad
 from instructretro_jax.inference.likelihood import compile_likelihood, pad_options
 from instructretro_jax.model.retro import Retro
+from tests.inference.greedy import make_decoder
 from tests.inference.test_cache import params_of
 from tests.inference.test_decode import CONFIG
 from tests.model.test_retro import logits
