@@ -96,6 +96,18 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec) if mesh.size > 1 else x
 
 
+def num_parts(name: str, size: int) -> int:
+  """In how many parts the mesh that is set splits an axis of that logical name; 1 without a mesh.
+
+  Raises ValueError for an unknown name.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  mesh = mesh if mesh.size > 1 else _ONE_DEVICE
+  (target,) = to_spec((name,), (size,), mesh)
+  axes = (target,) if isinstance(target, str) else target or ()
+  return math.prod(mesh.shape[axis] for axis in axes)
+
+
 def param_shardings(abstract_params: Any, mesh: Mesh | AbstractMesh) -> Any:
   """Shardings of parameters as a model's abstract init gives them, boxed with logical names."""
 

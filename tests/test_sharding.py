@@ -14,7 +14,7 @@ from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.sharding import MeshConfig, constrain, local_rows, make_mesh, put_batch
 from instructretro_jax.train.state import abstract_params, fresh_params, shardings_of
-from instructretro_jax.train.step import losses_of_batch
+from instructretro_jax.train.step import loss_of_batch
 from tests.golden import make_shardings
 
 CONFIG = RetroConfig(
@@ -57,7 +57,9 @@ def test_where_parameters_lie_is_as_it_was():
 def loss_and_grads(shape, params):
   mesh = mesh_of(shape)
   placed = jax.device_put(params, shardings_of(abstract_params(CONFIG, True, mesh)))
-  loss = lambda params, batch: losses_of_batch(Retro(CONFIG), params, batch, 1.0).mean()
+  loss = lambda params, batch: (
+    loss_of_batch(Retro(CONFIG), params, batch, 1.0) / batch['tokens'].size
+  )
   with jax.set_mesh(mesh):
     found = jax.jit(jax.value_and_grad(loss))(placed, put_batch(batch_of(8), mesh, 8))
   return jax.device_get(found)
@@ -87,6 +89,13 @@ def test_unknown_names_are_refused_for_parameters_and_activations():
     constrain(jnp.zeros((4, 4)), 'batch', 'act_embd')
   with pytest.raises(ValueError):  # one name for two axes
     constrain(jnp.zeros((4, 4)), 'batch')
+
+
+def test_parts_of_an_axis():
+  assert sharding.num_parts('batch', 8) == 1
+  with jax.set_mesh(mesh_of((2, 2, 2))):
+    parts = [sharding.num_parts(*axis) for axis in (('batch', 8), ('batch', 3), ('vocab', 8))]
+    assert [*parts, sharding.num_parts('act_embed', 8)] == [4, 1, 2, 1]
 
 
 def test_constraints_lay_activations_out():

@@ -108,7 +108,13 @@ class FeedForward(nn.Module):
     h = Norm(c, name='norm')(x_BTD)
     widen = lambda name: Linear((self.ff_width,), ('embed', 'mlp'), c, name=name)(h)
     act = _ACTIVATIONS[c.activation]
-    wide = act(widen('gate')) * widen('up') if c.activation in _GATED else act(widen('up'))
+    if c.activation in _GATED:
+      # in memory before the products that read them, or TPUs compute them again for each tile:
+      # 0.08 s of 2.12 in the 48 MLPs of 43B by the compiler's estimate
+      gate, up = jax.lax.optimization_barrier((widen('gate'), widen('up')))
+      wide = jax.lax.optimization_barrier(act(gate) * up)
+    else:
+      wide = act(widen('up'))
     std = c.init_std / (2 * c.num_layers) ** 0.5
     return Linear((c.width,), ('mlp', 'embed'), c, init_std=std, name='down')(wide)
 

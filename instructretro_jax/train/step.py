@@ -14,7 +14,7 @@ import optax
 from instructretro_jax.array_types import Array, Batch, Params
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.train.gates import RANDOM
-from instructretro_jax.train.losses import token_losses
+from instructretro_jax.train.losses import token_losses, total_loss
 from instructretro_jax.train.optimizer import join_params
 
 
@@ -37,7 +37,20 @@ def losses_of_batch(model: Retro, params: Params, batch: Batch, gate: float | Ar
 
   Learned positions count as `positions` of the batch says, or through the whole row without it.
   """
-  hidden_BLD, head_DV = model.apply(
+  hidden_BLD, head_DV = _hidden_and_head(model, params, batch, gate)
+  return token_losses(hidden_BLD, head_DV, batch['targets']) * batch['loss_mask']
+
+
+def loss_of_batch(model: Retro, params: Params, batch: Batch, gate: float | Array) -> Array:
+  """The sum of `losses_of_batch`, a scalar; what one takes the gradient of."""
+  hidden_BLD, head_DV = _hidden_and_head(model, params, batch, gate)
+  return total_loss(hidden_BLD, head_DV, batch['targets'], batch['loss_mask'])
+
+
+def _hidden_and_head(
+  model: Retro, params: Params, batch: Batch, gate: float | Array
+) -> tuple[Array, Array]:
+  return model.apply(
     {'params': params},
     batch['tokens'],
     batch['segments'],
@@ -47,7 +60,6 @@ def losses_of_batch(model: Retro, params: Params, batch: Batch, gate: float | Ar
     positions_BL=batch.get('positions'),
     method='hidden_and_head',
   )
-  return token_losses(hidden_BLD, head_DV, batch['targets']) * batch['loss_mask']
 
 
 def make_train_step(
@@ -65,12 +77,13 @@ def make_train_step(
   """
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-    def total_loss(trainable: dict[str, Array], part: Batch) -> Array:
-      params = join_params(trainable, state.frozen)
+    def loss_of_part(trainable: dict[str, Array], part: Batch) -> Array:
       scale = part['gate'] if gate == RANDOM else gate
-      return losses_of_batch(model, params, part, scale).sum()
+      return loss_of_batch(model, join_params(trainable, state.frozen), part, scale)
 
-    sums = _sum_over_parts(jax.value_and_grad(total_loss), state.trainable, batch, num_microbatches)
+    sums = _sum_over_parts(
+      jax.value_and_grad(loss_of_part), state.trainable, batch, num_microbatches
+    )
     num_targets = jnp.maximum(batch['loss_mask'].sum(), 1)
     loss, grads = jax.tree.map(lambda x: x / num_targets, sums)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
