@@ -45,3 +45,13 @@ def test_make_targets_of_the_readme_exist():
   assert {'demo', 'test'} <= named
   for target in named:
     assert f'\n{target}:' in makefile, target
+
+
+QUESTION_SETS = sorted((ROOT / 'gin' / 'tasks' / 'questions').glob('*.gin'))
+
+
+@pytest.mark.parametrize('path', QUESTION_SETS, ids=lambda path: path.stem)
+def test_one_question_set_takes_the_place_of_five(path, tmp_path):
+  files = [f'--gin_file={ROOT / "experiments/smollm2/questions.gin"}', f'--gin_file={path}']
+  result = CliRunner().invoke(main.main, ['run', *files, f'--root={tmp_path}', '--dry_run'])
+  assert result.exit_code == 0, result.output or result.exception
