@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
+import re
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from instructretro_jax.inference.likelihood import compile_likelihood, pad_optio
 from instructretro_jax.model.retro import Retro
 
 _LONG_STYLES = ('full', 'summary', 'given')  # whose answers may have several lines
+_LEAD = re.compile(r'^[\s:,;.*"-]+')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +58,6 @@ class Limits:
   batch_size: int = 8
 
 
-def stop_texts(query: Query) -> tuple[str, ...]:
-  """What ends an answer beside the end of a turn: short ones end with their line."""
-  return () if query.question.style in _LONG_STYLES else ('\n',)
-
-
 class CheckpointReader:
   """A checkpoint in the format of this project.
 
@@ -80,7 +77,7 @@ class CheckpointReader:
         max_new=self._limits.num_new,
         gate=float(query.encoder_on),
         neighbours=self._neighbours(query),
-        stop=(*self._prompter.format.stop, *stop_texts(query)),
+        stop=self._prompter.format.stop,
       )
       for query in queries
     ]
@@ -176,7 +173,7 @@ class HuggingFaceReader:
         )[0].tolist()
       new = tokens if self._is_seq2seq else tokens[prompt.shape[1] :]
       text = self._vocab.decode(new)
-      for stop in (*self._prompter.format.stop, *stop_texts(query)):
+      for stop in self._prompter.format.stop:
         text = text.split(stop)[0]
       found.append(text)
     return found
@@ -219,8 +216,14 @@ class _TokenizerVocabulary:
 
 
 def answer_of(text: str, question: Question) -> str:
-  """What is judged: short answers are the first line."""
-  return text.strip() if question.style in _LONG_STYLES else text.strip().split('\n')[0].strip()
+  """What is judged: of short answers the first line that says something, from its first word on.
+
+  A model may go on behind 'The answer is' with a colon and an empty line.
+  """
+  if question.style in _LONG_STYLES:
+    return text.strip()
+  lines = [_LEAD.sub('', line).strip() for line in text.split('\n')]
+  return next((line for line in lines if line), '')
 
 
 def options_of(question: Question) -> tuple[str, ...]:

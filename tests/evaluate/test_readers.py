@@ -68,8 +68,11 @@ def test_a_question_without_room_is_refused(run_with_arm):
     reader.answers([query(0)])
 
 
-def test_short_answers_are_one_line():
-  assert answer_of(' \nape\nbee', query(0, style='span').question) == 'ape'
+def test_short_answers_are_the_first_line_with_a_word():
+  short = query(0, style='span').question
+  assert answer_of(' \nape\nbee', short) == 'ape'
+  assert answer_of(':\n\n- "ape".\nbee', short) == 'ape".'
+  assert answer_of(': \n...', short) == ''
   assert answer_of(' ape\nbee ', query(0, style='summary').question) == 'ape\nbee'
 
 
