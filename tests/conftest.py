@@ -1,4 +1,4 @@
-"""Strict numerics for the whole suite."""
+"""Strict numerics and quick compilation for the whole suite."""
 
 import os
 
@@ -9,6 +9,13 @@ import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'highest')
+# most of the time of the tests is compilation, of programs that are tiny
+jax.config.update('jax_disable_most_optimizations', True)
+
+
+def pytest_collection_modifyitems(items):
+  """The longest test first, so that no process is left alone with it at the end."""
+  items.sort(key=lambda item: item.get_closest_marker('longest') is None)
 
 
 @pytest.fixture

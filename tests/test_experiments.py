@@ -90,6 +90,7 @@ def numbers(root):
   return hashes, (root / 'report' / 'report.json').read_text()
 
 
+@pytest.mark.longest
 @pytest.mark.packages
 def test_own_text_runs_whole_and_a_killed_run_ends_the_same(tmp_path, tiny_documents, monkeypatch):
   experiment = configure(ROOT / 'tests' / 'tiny.gin', f"DOCUMENTS = '{tiny_documents}/*.txt'")

@@ -23,6 +23,14 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def optimised():
+  """As users compile, not as tests/conftest.py has it."""
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', True)
+
+
 def precompile(file, target, path, *options):
   command = ['precompile', f'--gin_file=experiments/paper/{file}.gin', f'--topology={target}']
   done = subprocess.run(
