@@ -73,7 +73,7 @@ class CheckpointReader:
   def answers(self, queries: Sequence[Query]) -> list[str]:
     requests = [
       Request(
-        prompt=tuple(self._prompt(query)),
+        prompt=tuple(_prompt(self._prompter, query, self._limits)),
         max_new=self._limits.num_new,
         gate=float(query.encoder_on),
         neighbours=self._neighbours(query),
@@ -86,7 +86,7 @@ class CheckpointReader:
   def choices(self, queries: Sequence[Query]) -> list[list[float]]:
     config = self._generator.config
     C, run = config.chunk_len, compile_likelihood(Retro(config))
-    prompts = [self._prompt(query) for query in queries]
+    prompts = [_prompt(self._prompter, query, self._limits) for query in queries]
     padded_len = -(-max(map(len, prompts), default=1) // C) * C
     tokens = [
       [
@@ -109,10 +109,6 @@ class CheckpointReader:
         nats_BO = run(params, *inputs, *given)
       found += np.asarray(nats_BO).tolist()
     return [row[: len(options)] for row, options in zip(found, tokens)]
-
-  def _prompt(self, query: Query) -> list[int]:
-    limit = self._limits.prompt_len
-    return self._prompter.prompt(query.question, limit, query.passages).tokens
 
   def _neighbours(self, query: Query) -> tuple[str, ...]:
     """Texts for the encoder."""
@@ -162,7 +158,7 @@ class HuggingFaceReader:
     found = []
     for query in tqdm.tqdm(queries, desc='transformers'):
       with self._torch.inference_mode():
-        prompt = self._torch.tensor([self._prompt(query)])
+        prompt = self._torch.tensor([_prompt(self._prompter, query, self._limits)])
         tokens = self._model.generate(
           prompt,
           attention_mask=self._torch.ones_like(prompt),
@@ -185,7 +181,7 @@ class HuggingFaceReader:
     ]
 
   def _log_prob(self, query: Query, text: str) -> float:
-    torch, prompt = self._torch, self._prompt(query)
+    torch, prompt = self._torch, _prompt(self._prompter, query, self._limits)
     answer = self._prompter.answer(query.question, text, with_end=False)
     with torch.inference_mode():
       if self._is_seq2seq:
@@ -196,10 +192,6 @@ class HuggingFaceReader:
         logits = logits[len(prompt) - 1 : -1]
       nats = torch.log_softmax(logits.float(), dim=-1)
       return float(nats[torch.arange(len(answer)), torch.tensor(answer)].sum())
-
-  def _prompt(self, query: Query) -> list[int]:
-    limit = self._limits.prompt_len
-    return self._prompter.prompt(query.question, limit, query.passages).tokens
 
 
 class _TokenizerVocabulary:
@@ -213,6 +205,10 @@ class _TokenizerVocabulary:
 
   def decode(self, ids: Sequence[int]) -> str:
     return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _prompt(prompter: Prompter, query: Query, limits: Limits) -> list[int]:
+  return prompter.prompt(query.question, limits.prompt_len, query.passages).tokens
 
 
 def answer_of(text: str, question: Question) -> str:

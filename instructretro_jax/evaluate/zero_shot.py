@@ -116,9 +116,10 @@ class ZeroShot(Stage):
     return {q.id: q.passages if reads_own(q) else tuple(found[q.id]) for q in questions}
 
   def _systems(self, root: Path, arm: str) -> Iterator[System]:
+    can_be_on = 'on' in self.encoders and arm in self.arms and has_encoder(root / arm)
     for num_passages in self.num_passages:
       for encoder in self.encoders:
-        if encoder == 'off' or (num_passages and arm in self.arms and has_encoder(root / arm)):
+        if encoder == 'off' or (num_passages and can_be_on):
           yield System(arm, encoder, num_passages)
 
   def _reader(self, root: Path, arm: str, with_encoder: bool) -> Reader:

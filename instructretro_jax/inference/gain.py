@@ -8,13 +8,13 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from instructretro_jax.array_types import Array, Params
 from instructretro_jax.inference.answer import Answer, Generation, Request, as_window
 from instructretro_jax.inference.decode import without_retrieval
-from instructretro_jax.inference.generate import NUM_NEIGHBOURS, Generator
+from instructretro_jax.inference.generate import NUM_NEIGHBOURS, Generator, power_of_2
+from instructretro_jax.inference.likelihood import log_probs
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.retrieval.retriever import Neighbour
 
@@ -41,13 +41,13 @@ def token_gains(
   chunks = _neighbours_of_chunks(generator, request, answer, prompt)
   num_new, num_prompt = -(-T // C), -(-len(prompt) // C)
   if config.decoder.positions != 'learned':
-    num_new = _power_of_2(num_new)  # so that few lengths are compiled; padding needs positions too
+    num_new = power_of_2(num_new)  # so that few lengths are compiled; padding needs positions too
   elif len(prompt) + num_new * C > config.decoder.max_len:
     raise ValueError(
       f'{len(prompt)} tokens of prompt and {num_new} chunks of answer do not fit the '
       f'{config.decoder.max_len} learned positions (max_len)'
     )
-  N = _power_of_2(num_prompt + num_new)
+  N = power_of_2(num_prompt + num_new)
   chunks = [*[()] * (N - num_prompt - num_new), *chunks]
   chunks += [()] * (N - len(chunks))
   start = (N - num_new) * C
@@ -63,10 +63,6 @@ def token_gains(
   closed_1T = run(without_retrieval(generator.params), tokens_1L, lengths_1)
   gains = (np.asarray(opened_1T) - np.asarray(closed_1T))[0, :T].tolist()
   return list(zip(_pieces(generator, request, answer, prompt), gains))
-
-
-def _power_of_2(count: int) -> int:
-  return 1 << (count - 1).bit_length()
 
 
 def _neighbours_of_chunks(
@@ -126,8 +122,6 @@ def _scorer(model: Retro, num_last: int) -> Any:
       lengths_B=lengths_B,
       method=last_logits,
     )
-    chosen_BT1 = tokens_BL[:, -num_last:, None]
-    chosen_BT = jnp.take_along_axis(logits_BTV, chosen_BT1, axis=2)[:, :, 0]
-    return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=2)
+    return log_probs(logits_BTV, tokens_BL[:, -num_last:])
 
   return jax.jit(run)

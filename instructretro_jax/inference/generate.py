@@ -91,7 +91,7 @@ class Generator:
           batch = members[start : start + self.batch_size]
           # one size of batches for many requests, few sizes for few: each is compiled
           many = len(members) > self.batch_size
-          num_rows = self.batch_size if many else _power_of_2(len(batch))
+          num_rows = self.batch_size if many else power_of_2(len(batch))
           for _ in self._run(batch, shape, num_rows, TOKENS_PER_CALL):
             pass
           bar.update(len(batch))
@@ -281,11 +281,12 @@ def _stacked(windows: Sequence[_Window]) -> _Window:
   return np.stack(tokens), np.stack(masks)
 
 
-def _power_of_2(count: int) -> int:
+def power_of_2(count: int) -> int:
+  """The next power of two, so that few sizes are compiled."""
   return 1 << (count - 1).bit_length()
 
 
 def _bucket(count: int) -> int:
   """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most half as much again."""
-  power = _power_of_2(count)
+  power = power_of_2(count)
   return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power

@@ -43,7 +43,7 @@ def compile_likelihood(model: Retro) -> Callable[..., Array]:
       def read(carry: tuple, inputs: tuple) -> tuple[tuple, Array]:
         cache, logits_BV = carry
         token_B, n = inputs
-        nats_B = _nats(logits_BV, token_B)
+        nats_B = log_probs(logits_BV, token_B)
         return apply(cache, token_B, method=step), jnp.where(n < lengths_B, nats_B, 0)
 
       _, nats_TB = jax.lax.scan(read, (cache, logits_BV), (tokens_BT.T, jnp.arange(T)))
@@ -70,6 +70,7 @@ def pad_options(options: Sequence[Sequence[Sequence[int]]]) -> tuple[np.ndarray,
   return padded, lengths
 
 
-def _nats(logits_BV: Array, token_B: Array) -> Array:
-  chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
-  return chosen_B - jax.nn.logsumexp(logits_BV, axis=1)
+def log_probs(logits: Array, tokens: Array) -> Array:
+  """Log-probability (nats) of each token, [...], under the logits of its place, [..., V]."""
+  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -13,7 +13,8 @@ import numpy as np
 from instructretro_jax.array_types import Array, Params
 from instructretro_jax.inference.answer import as_window
 from instructretro_jax.inference.decode import without_retrieval
-from instructretro_jax.inference.generate import NUM_NEIGHBOURS, Generator
+from instructretro_jax.inference.generate import NUM_NEIGHBOURS, Generator, power_of_2
+from instructretro_jax.inference.likelihood import log_probs
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.retrieval.retriever import Neighbour
 
@@ -55,7 +56,7 @@ def score(generator: Generator, text: str, gate: float = 1.0) -> Score:
   L = len(tokens)
   if L < 2:
     raise ValueError(f'{text!r} is {L} tokens: the first has no probability, so give two or more')
-  N = 1 << (-(-L // C) - 1).bit_length()  # so that few lengths are compiled
+  N = power_of_2(-(-L // C))  # so that few lengths are compiled
   if config.decoder.positions == 'learned':
     N = min(N, config.decoder.max_len // C)
     if N * C < L:
@@ -103,8 +104,7 @@ def _scorer(model: Retro) -> Any:
       method='logits',
     )
     next_BL = jnp.roll(tokens_BL, -1, axis=1)  # nothing follows the last: callers drop it
-    found_BL1 = jnp.take_along_axis(logits_BLV, next_BL[:, :, None], axis=2)
-    return found_BL1[:, :, 0] - jax.nn.logsumexp(logits_BLV, axis=2)
+    return log_probs(logits_BLV, next_BL)
 
   return jax.jit(run)
 

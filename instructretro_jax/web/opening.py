@@ -18,8 +18,7 @@ def open_checkpoint(
 
   Raises StageError as `open_generator` does.
   """
-  _, shapes = checkpoint.param_shapes(folder)
-  has_encoder = any(path.startswith('encoder/') for path in shapes)
+  has_encoder = checkpoint.has_encoder(folder)
   generator, _ = open_generator(folder, index, float(has_encoder))
   count = sum(x.size for x in jax.tree.leaves(generator.params))
   facts = [('checkpoint', folder.resolve().name), ('parameters', f'{count:,}')]
