@@ -29,7 +29,8 @@ class Request:
     top_k, top_p: bounds on what is drawn; 0 and 1 are none.
     penalty: by which logits of tokens that are there are divided (CTRL); 1 is none.
     seed: of the draws, which depend on it and on the position alone.
-    stop: texts that end the answer and are no part of it.
+    stop: texts that end the answer and are no part of it; also the names of control tokens, which
+      are no text when decoded.
     stop_at_repetition: ends the answer when a phrase of two tokens or more stands three times at
       its end (Wang et al. 2023).
   """
@@ -86,6 +87,7 @@ class Answer:
     self.finish: str | None = None
     self.neighbours: list[tuple[int, tuple[Neighbour, ...]]] = []
     self._vocab, self._text, self._given = vocab, '', 0
+    self._stop_tokens = {token for stop in request.stop for token in _control_token(stop, vocab)}
     # decoding stops at an end token, so what is decoded begins after the last of the prompt
     tail = self.prompt[-_TAIL:]
     while vocab.eos_id in tail:
@@ -98,6 +100,9 @@ class Answer:
       return
     if token == self._vocab.eos_id:
       self.finish = 'end'
+      return
+    if token in self._stop_tokens:
+      self.finish = 'stop'
       return
     self.tokens.append(token)
     self._read(token)
@@ -147,6 +152,12 @@ class Answer:
       return ''
     before = self._vocab.decode(self._unread[: self._num_read]) if self._num_read else ''
     return self._vocab.decode(self._unread)[len(before) :]
+
+
+def _control_token(text: str, vocab: Vocabulary) -> list[int]:
+  """The token that a text is the name of, if it is one that decodes to nothing."""
+  tokens = list(vocab.encode(text))
+  return tokens if len(tokens) == 1 and not vocab.decode(tokens) else []
 
 
 def repeats_at_end(tokens: Sequence[int], times: int = 3, shortest: int = 2) -> bool:

@@ -46,6 +46,23 @@ def test_pieces_are_whole_characters():
   assert answer_of([0xFF, *b'ok', EOS])[1].text == '\ufffdok'
 
 
+def test_a_control_token_ends_an_answer_though_it_has_no_text():
+  class Chat(Bytes):
+    vocab_size, end = 258, 257
+
+    def encode(self, text):
+      return [self.end] if text == '<|im_end|>' else super().encode(text)
+
+    def decode(self, ids):
+      return super().decode([token for token in ids if token != self.end])
+
+  answer = Answer(Request(prompt='p', stop=('<|im_end|>', 'e')), [112], Chat())
+  for token in [*b'Yo', Chat.end, *b'user']:
+    answer.add(token)
+  result = answer.result()
+  assert (result.text, result.finish, result.tokens) == ('Yo', 'stop', tuple(b'Yo'))
+
+
 def test_an_answer_ends_at_its_length_and_takes_no_more():
   pieces, result = answer_of('abcdef', max_new=3)
   assert (result.text, result.finish, len(result.tokens)) == ('abc', 'length', 3)
