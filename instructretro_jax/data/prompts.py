@@ -37,6 +37,8 @@ class ChatFormat:
     default_system: that sentence where a dialogue has none; '' for none at all.
     question, answer: before and after each turn of the user and of the assistant.
     passages_in_turn: passages stand in the first question, not before it.
+    quote: around a short answer. Behind 'The answer is' SmolLM2 goes on with a colon and a sentence,
+      behind a quotation mark with the answer.
     end: the token that ends an answer; None: that of the vocabulary.
     stop: what shows that the model goes on in another role.
   """
@@ -46,6 +48,7 @@ class ChatFormat:
   question: tuple[str, str]
   answer: tuple[str, str]
   passages_in_turn: bool
+  quote: str
   end: str | None
   stop: tuple[str, ...]
 
@@ -76,6 +79,7 @@ PLAIN = ChatFormat(
   question=('User: ', '\n\nAssistant:'),
   answer=(' ', '\n\n'),
   passages_in_turn=False,
+  quote='',
   end=None,
   stop=('\nUser:', '\nAssistant:', '\nSystem:'),
 )
@@ -85,6 +89,7 @@ CHATML = ChatFormat(
   question=('<|im_start|>user\n', '<|im_end|>\n<|im_start|>assistant\n'),
   answer=('', '<|im_end|>\n'),
   passages_in_turn=True,
+  quote='"',
   end='<|im_end|>',
   stop=('<|im_start|>', '<|im_end|>'),
 )
@@ -136,7 +141,7 @@ class Prompter:
     while True:
       head, middle, tail = self.format.parts(turns[num_turns:], passages, question.system)
       if prefill:
-        tail += self.format.answer[0] + prefill
+        tail += self.format.answer[0] + f'{prefill} {self.format.quote}'.rstrip()
       head, middle, tail = map(self.vocab.encode, (head, middle, tail))
       room = max_len - len(head) - len(tail)
       if room >= 0:
@@ -156,9 +161,16 @@ class Prompter:
 
   def answer(self, question: Question, answer: str, with_end: bool = True) -> list[int]:
     """The tokens of an answer, as they follow the prompt, and of its end."""
-    before = ' ' if STYLES[question.style].prefill else self.format.answer[0]
-    tokens = list(self.vocab.encode(before + answer.strip()))
-    return [*tokens, *self.end] if with_end else tokens
+    before, after = self.format.answer[0], ''
+    if STYLES[question.style].prefill:
+      before, after = ('', self.format.quote) if self.format.quote else (' ', '')
+    text = before + answer.strip()
+    return [*self.vocab.encode(text + after), *self.end] if with_end else self.vocab.encode(text)
+
+  def stops(self, question: Question) -> tuple[str, ...]:
+    """The texts behind which nothing belongs to the answer."""
+    is_quoted = STYLES[question.style].prefill and self.format.quote
+    return (*self.format.stop, self.format.quote) if is_quoted else self.format.stop
 
   @property
   def end(self) -> list[int]:

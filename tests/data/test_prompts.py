@@ -1,5 +1,7 @@
 """Prompts: their form, and what is cut to fit."""
 
+import dataclasses
+
 import pytest
 
 from instructretro_jax.data.prompts import CHATML, PLAIN, Prompter
@@ -51,6 +53,26 @@ def test_styles_ask_and_begin_the_answer():
   assert text.endswith(f'{asked}\n\nAssistant: The answer is')
   assert prompter.answer(question, 'B ') == [ord(' '), ord('B'), 1]
   assert prompter.answer(question, 'B', with_end=False) == [ord(' '), ord('B')]
+
+
+def test_a_format_may_put_short_answers_in_quotation_marks():
+  class Chat(Letters):
+    """`Letters` with the token that ChatML is known by."""
+
+    def encode(self, text):
+      return [1000] if text == '<|im_start|>' else super().encode(text)
+
+  prompter = Prompter(Chat())
+  question = Question('q', 'Who?', (), ('Ann',), 'own')
+  assert text_of(prompter.prompt(question, 999).tokens).endswith('assistant\nThe answer is "')
+  assert text_of(prompter.answer(question, ' Ann ')) == 'Ann"<|im_end|>'
+  assert text_of(prompter.answer(question, 'Ann', with_end=False)) == 'Ann'
+  assert prompter.stops(question) == (*CHATML.stop, '"')
+  free = dataclasses.replace(question, style='full')
+  assert text_of(prompter.prompt(free, 999).tokens).endswith('assistant\n')
+  assert text_of(prompter.answer(free, 'Ann')) == 'Ann<|im_end|>'
+  assert prompter.stops(free) == CHATML.stop
+  assert Prompter(Letters()).stops(question) == PLAIN.stop
 
 
 def test_formats():
