@@ -17,7 +17,7 @@ MESH_AXES = ('data', 'fsdp', 'tensor')
 
 Axes = Sequence[str | None]  # logical names of the axes of an array; None is never split
 
-_ONE_DEVICE = AbstractMesh((1, 1, 1), MESH_AXES)
+_UNSPLIT = AbstractMesh((1, 1, 1), MESH_AXES)
 
 # logical name -> mesh axes that split it; parameters first, then activations
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
@@ -67,6 +67,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
+ONE_DEVICE = MeshConfig(data=1)
+
+
+def local_mesh(config: MeshConfig) -> Mesh:
+  """The mesh over the first devices of this process; over all of them if `data` is -1.
+
+  Raises ValueError if it has too few.
+  """
+  devices, size = jax.local_devices(), config.data * config.fsdp * config.tensor
+  return make_mesh(config, devices[:size] if size > 0 else devices)
+
+
 def to_spec(axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
   """Where an array of these logical axes goes; an axis that does not divide evenly is whole.
 
@@ -92,7 +104,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   Raises ValueError for an unknown name, or if there are not as many names as axes.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  spec = to_spec(axes, x.shape, mesh if mesh.size > 1 else _ONE_DEVICE)
+  spec = to_spec(axes, x.shape, mesh if mesh.size > 1 else _UNSPLIT)
   return jax.lax.with_sharding_constraint(x, spec) if mesh.size > 1 else x
 
 
@@ -102,7 +114,7 @@ def num_parts(name: str, size: int) -> int:
   Raises ValueError for an unknown name.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  mesh = mesh if mesh.size > 1 else _ONE_DEVICE
+  mesh = mesh if mesh.size > 1 else _UNSPLIT
   (target,) = to_spec((name,), (size,), mesh)
   axes = (target,) if isinstance(target, str) else target or ()
   return math.prod(mesh.shape[axis] for axis in axes)

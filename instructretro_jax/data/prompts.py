@@ -37,7 +37,7 @@ class ChatFormat:
     default_system: that sentence where a dialogue has none; '' for none at all.
     question, answer: before and after each turn of the user and of the assistant.
     passages_in_turn: passages stand in the first question, not before it.
-    quote: around a short answer. Behind 'The answer is' SmolLM2 goes on with a colon and a sentence,
+    quote: around a short answer. Behind 'The answer is' SmolLM2 writes a colon and a sentence,
       behind a quotation mark with the answer.
     end: the token that ends an answer; None: that of the vocabulary.
     stop: what shows that the model goes on in another role.

@@ -21,8 +21,9 @@ from instructretro_jax.evaluate import viewer
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.retrieval.neighbours import NeighbourTable, random_neighbours
 from instructretro_jax.retrieval.overlap import copyable, shared_run
+from instructretro_jax.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.stage import Stage
-from instructretro_jax.train.checkpoint import load_params
+from instructretro_jax.train.checkpoint import load_for_use
 from instructretro_jax.train.step import losses_of_batch
 
 RUNS = ((0, 3), (4, 7), (8, 15), (16, 31), (32, 64))  # tokens shared with the neighbours
@@ -37,6 +38,7 @@ class Perplexity(Stage):
   Attributes:
     arms: training stages; those without an encoder are evaluated without neighbours only.
     num_sequences: held-out sequences, spread evenly over the split.
+    mesh: of the devices of process 0 that share a checkpoint: `tensor` of them each parameter.
     viewed_arm: the arm whose gain, token by token, the viewer shows.
   """
 
@@ -46,6 +48,7 @@ class Perplexity(Stage):
   task: LanguageModel
   num_sequences: int
   batch_size: int = 8
+  mesh: MeshConfig = ONE_DEVICE
   num_viewed: int = 6
   seed: int = 0
 
@@ -64,14 +67,14 @@ class Perplexity(Stage):
     batches = {'own': own, 'off': own, 'random': {**own, **others}}
     masks = token_categories(own)
     bytes_BL = vocab.token_bytes()[own['targets']] * own['loss_mask']
-    rows, viewed = [], {}
+    rows, viewed, mesh = [], {}, local_mesh(self.mesh)
     for arm in tqdm.tqdm(self.arms, desc=self.name, unit='arm'):
-      config, params, _ = load_params(root / arm)
-      params = jax.device_put(params)
+      config, params = load_for_use(root / arm, mesh)
       model = Retro(config)
       kinds = ('own', 'off', 'random') if 'encoder' in params else ('off',)
       for kind in kinds:
-        nats_BL = _token_nats(model, params, batches[kind], kind != 'off', self.batch_size)
+        with jax.set_mesh(mesh):
+          nats_BL = _token_nats(model, params, batches[kind], kind != 'off', self.batch_size)
         if arm == self.viewed_arm:
           viewed[kind] = nats_BL
         for category, mask_BL in masks.items():

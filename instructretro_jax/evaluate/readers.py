@@ -8,6 +8,7 @@ from pathlib import Path
 import re
 from typing import Protocol
 
+import jax
 import numpy as np
 import tqdm
 
@@ -19,6 +20,7 @@ from instructretro_jax.inference.decode import left_pad
 from instructretro_jax.inference.generate import load_generator
 from instructretro_jax.inference.likelihood import compile_likelihood, pad_options
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.sharding import ONE_DEVICE, MeshConfig
 
 _LONG_STYLES = ('full', 'summary', 'given')  # whose answers may have several lines
 _LEAD = re.compile(r'^[\s:,;.*"-]+')
@@ -63,10 +65,13 @@ class CheckpointReader:
 
   Args:
     with_encoder: False reads no parameter of encoder and cross-attention.
+    mesh: of devices of this process.
   """
 
-  def __init__(self, folder: Path, limits: Limits, with_encoder: bool):
-    self._generator = load_generator(folder, with_encoder=with_encoder)
+  def __init__(
+    self, folder: Path, limits: Limits, with_encoder: bool, mesh: MeshConfig = ONE_DEVICE
+  ):
+    self._generator = load_generator(folder, with_encoder=with_encoder, mesh=mesh)
     self._generator.batch_size = limits.batch_size
     self._limits, self._prompter = limits, Prompter(self._generator.vocab)
 
@@ -77,7 +82,7 @@ class CheckpointReader:
         max_new=self._limits.num_new,
         gate=float(query.encoder_on),
         neighbours=self._neighbours(query),
-        stop=self._prompter.format.stop,
+        stop=self._prompter.stops(query.question),
       )
       for query in queries
     ]
@@ -102,11 +107,12 @@ class CheckpointReader:
       inputs = left_pad([prompts[n] for n in rows], padded_len)
       given = pad_options([tokens[n] for n in rows])
       params = self._generator.params
+      read = ()
       if queries[start].encoder_on:
-        neighbours, mask = self._neighbours_of_chunks([queries[n] for n in rows], padded_len // C)
-        nats_BO = run(params, *inputs, *given, neighbours, mask, np.float32(1))
-      else:
-        nats_BO = run(params, *inputs, *given)
+        windows = self._neighbours_of_chunks([queries[n] for n in rows], padded_len // C)
+        read = (*windows, np.float32(1))
+      with jax.set_mesh(self._generator.mesh):
+        nats_BO = run(params, *inputs, *given, *read)
       found += np.asarray(nats_BO).tolist()
     return [row[: len(options)] for row, options in zip(found, tokens)]
 
@@ -169,7 +175,7 @@ class HuggingFaceReader:
         )[0].tolist()
       new = tokens if self._is_seq2seq else tokens[prompt.shape[1] :]
       text = self._vocab.decode(new)
-      for stop in self._prompter.format.stop:
+      for stop in self._prompter.stops(query.question):
         text = text.split(stop)[0]
       found.append(text)
     return found

@@ -25,6 +25,7 @@ from instructretro_jax.evaluate.readers import (
   options_of,
 )
 from instructretro_jax.evaluate.scores import CEILING, CHOICE, System, read_records, score_rows
+from instructretro_jax.sharding import ONE_DEVICE, MeshConfig
 from instructretro_jax.stage import Stage
 from instructretro_jax.train.checkpoint import has_encoder
 
@@ -47,6 +48,7 @@ class ZeroShot(Stage):
     max_questions: of each task, the first of the held-out split that fit a prompt.
     prompt_len: tokens of a prompt; passages are cut to fit.
     num_neighbours: passages for the encoder.
+    mesh: of the devices of process 0 that share a checkpoint: `tensor` of them each parameter.
     baseline: arm against which the others are held, with as many passages; the first if not given.
   """
 
@@ -64,6 +66,7 @@ class ZeroShot(Stage):
   num_new: int
   num_neighbours: int = 2
   batch_size: int = 8
+  mesh: MeshConfig = ONE_DEVICE
   baseline: str | None = None
 
   def __post_init__(self):
@@ -131,7 +134,7 @@ class ZeroShot(Stage):
     )
     if arm in self.hugging_face:
       return HuggingFaceReader(arm, limits)
-    return CheckpointReader(root / arm, limits, with_encoder)
+    return CheckpointReader(root / arm, limits, with_encoder, mesh=self.mesh)
 
   def _records(
     self,

@@ -11,6 +11,9 @@ from pathlib import Path
 import click
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_TENSOR = click.option(
+  '--tensor', default=1, show_default=True, help='Devices here that share each weight.'
+)
 _ABOUT_INDEX = 'Run folder whose index is searched for neighbours while the text grows.'
 
 
@@ -38,8 +41,9 @@ _ABOUT_INDEX = 'Run folder whose index is searched for neighbours while the text
 @click.option('--stop', multiple=True, help='Text that ends an answer.')
 @click.option('--stop_at_repetition', is_flag=True, help='End at a phrase said three times.')
 @click.option('--batch_size', default=8, show_default=True, help='Prompts of a file at a time.')
+@_TENSOR
 def generate(
-  checkpoint, prompt, path, out, is_chat, passages, gate, index, batch_size, **settings
+  checkpoint, prompt, path, out, is_chat, passages, gate, index, batch_size, tensor, **settings
 ) -> None:
   """Continues a prompt or a file of prompts; without either, answers questions as they come.
 
@@ -60,7 +64,7 @@ def generate(
   if prompt is not None and path is not None:
     raise click.UsageError('give --prompt or --prompts, not both')
   with _errors_in_words():
-    generator, gate = session.open_generator(checkpoint, index, gate)
+    generator, gate = session.open_generator(checkpoint, index, gate, tensor)
     generator.batch_size = batch_size
     template = Request(prompt=(0,), gate=gate, **settings)
     if path is not None:
@@ -86,7 +90,8 @@ def generate(
 @click.option('--index', type=_FOLDER, help='Run folder whose index is searched for neighbours.')
 @click.option('--gate', default=1.0, show_default=True, help='Scale of the cross-attention if on.')
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
-def score(checkpoint, text, index, gate, as_json) -> None:
+@_TENSOR
+def score(checkpoint, text, index, gate, as_json, tensor) -> None:
   """Prints the log-probability of each token, gate off and, with an index, on.
 
   \b
@@ -101,7 +106,7 @@ def score(checkpoint, text, index, gate, as_json) -> None:
   from instructretro_jax.inference import session
 
   with _errors_in_words():
-    generator, gate = session.open_generator(checkpoint, index, gate if index else 0.0)
+    generator, gate = session.open_generator(checkpoint, index, gate if index else 0.0, tensor)
     found = scoring.score(generator, text, gate)
   if as_json:
     click.echo(json.dumps(found.to_json(), ensure_ascii=False))

@@ -59,8 +59,9 @@ def token_gains(
   windows = [as_window(found, K, 2 * C, pad_id) for found in chunks]
   read = [np.stack(x)[None] for x in zip(*windows)]
   run = _scorer(Retro(config), num_new * C)
-  opened_1T = run(generator.params, tokens_1L, lengths_1, *read, np.float32(request.gate))
-  closed_1T = run(without_retrieval(generator.params), tokens_1L, lengths_1)
+  with jax.set_mesh(generator.mesh):
+    opened_1T = run(generator.params, tokens_1L, lengths_1, *read, np.float32(request.gate))
+    closed_1T = run(without_retrieval(generator.params), tokens_1L, lengths_1)
   gains = (np.asarray(opened_1T) - np.asarray(closed_1T))[0, :T].tolist()
   return list(zip(_pieces(generator, request, answer, prompt), gains))
 

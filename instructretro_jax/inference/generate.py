@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 from pathlib import Path
-import re
 from typing import Protocol
 
-from flax import traverse_util
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 import numpy as np
 import tqdm
 
@@ -25,7 +23,7 @@ from instructretro_jax.inference.sampling import Sampling
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.retrieval.retriever import Neighbour
-from instructretro_jax.sharding import MeshConfig, make_mesh
+from instructretro_jax.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.train import checkpoint
 
 TOKENS_PER_CALL = 16  # between looks at the text; what is decoded past a stop is dropped
@@ -61,6 +59,7 @@ class Generator:
     params: of the decoder alone, if no gate will be open.
     retriever: for requests with an open gate that bring no neighbours.
     batch_size: the most rows that are decoded together.
+    mesh: what the parameters are spread over, and the work with them; by default one device.
   """
 
   def __init__(
@@ -70,9 +69,11 @@ class Generator:
     vocab: vocabulary.Vocabulary,
     retriever: Retriever | None = None,
     batch_size: int = 8,
+    mesh: Mesh | None = None,
   ):
     self.config, self.params, self.vocab = config, params, vocab
     self.retriever, self.batch_size = retriever, batch_size
+    self.mesh = mesh or local_mesh(ONE_DEVICE)
     self._decoder = _decoder(Retro(config), vocab.eos_id)
 
   @property
@@ -146,9 +147,10 @@ class Generator:
       gate = np.array([request.gate for request in requests], np.float32)
       given = _stacked(fill(self._neighbours_of_prompts(answers, shape)))
     most_new = max(request.max_new for request in requests)
-    rows = self._decoder.begin(
-      self.params, *prompts, *given, gate=gate, max_new=most_new, sampling=sampling
-    )
+    with jax.set_mesh(self.mesh):
+      rows = self._decoder.begin(
+        self.params, *prompts, *given, gate=gate, max_new=most_new, sampling=sampling
+      )
     new_BT, num_new, count = np.asarray(rows.token_B)[:, None], 0, 1
     while True:
       for answer, row in zip(answers, new_BT):
@@ -166,9 +168,10 @@ class Generator:
           windows = self._neighbours_of_last_chunks(answers, shape)
           rows = with_neighbours(rows, *_stacked(fill(windows)))
         count = min(count, step - num_new % step)
-      rows, new_BT = self._decoder.advance(
-        self.params, rows, gate=gate, count=count, sampling=sampling
-      )
+      with jax.set_mesh(self.mesh):
+        rows, new_BT = self._decoder.advance(
+          self.params, rows, gate=gate, count=count, sampling=sampling
+        )
       new_BT = np.asarray(new_BT)
 
   def _neighbours_of_prompts(self, answers: Sequence[Answer], shape: _Shape) -> list[_Window]:
@@ -211,22 +214,23 @@ class Generator:
 
 
 def load_generator(
-  folder: Path, *, with_encoder: bool = True, retriever: Retriever | None = None
+  folder: Path,
+  *,
+  with_encoder: bool = True,
+  retriever: Retriever | None = None,
+  mesh: MeshConfig = ONE_DEVICE,
 ) -> Generator:
   """The generator of a training stage's folder, or of an imported checkpoint's.
 
   Args:
     with_encoder: False reads no parameter of encoder and cross-attention; every gate is 0 then.
+    mesh: of devices of this process.
 
   Raises StageError if there is no checkpoint, or not the vocabulary that it was trained with.
   """
-  config, shapes = checkpoint.param_shapes(folder)
-  is_of_retrieval = lambda path: re.search(r'^encoder|/cross_attention/', path)
-  paths = [path for path in shapes if with_encoder or not is_of_retrieval(path)]
-  here = NamedSharding(make_mesh(MeshConfig(), jax.devices()[:1]), PartitionSpec())
-  flat = checkpoint.restore_params(folder, dict.fromkeys(paths, here))
-  params = traverse_util.unflatten_dict(flat, sep='/')
-  return Generator(config, params, find_vocabulary(folder), retriever)
+  devices = local_mesh(mesh)
+  config, params = checkpoint.load_for_use(folder, devices, with_encoder)
+  return Generator(config, params, find_vocabulary(folder), retriever, mesh=devices)
 
 
 def find_vocabulary(folder: Path) -> vocabulary.Vocabulary:

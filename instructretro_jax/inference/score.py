@@ -68,7 +68,8 @@ def score(generator: Generator, text: str, gate: float = 1.0) -> Score:
   is_text_1L = (np.arange(N * C) < L)[None].astype(np.int32)
   run = _scorer(Retro(config))
   as_tuple = lambda nats_1L: (None, *np.asarray(nats_1L)[0, : L - 1].tolist())
-  closed = run(without_retrieval(generator.params), tokens_1L, is_text_1L)
+  with jax.set_mesh(generator.mesh):
+    closed = run(without_retrieval(generator.params), tokens_1L, is_text_1L)
   opened, neighbours = None, []
   if generator.has_encoder and generator.retriever is not None:
     chunks = [vocab.decode(tokens[n : n + C]) for n in range(0, L, C)]
@@ -76,7 +77,9 @@ def score(generator: Generator, text: str, gate: float = 1.0) -> Score:
     given = [*neighbours, *[[]] * (N - len(neighbours))]
     windows = [as_window(found, NUM_NEIGHBOURS, 2 * C, vocab.pad_id) for found in given]
     windows = [np.stack(x)[None] for x in zip(*windows)]
-    opened = as_tuple(run(generator.params, tokens_1L, is_text_1L, *windows, np.float32(gate)))
+    with jax.set_mesh(generator.mesh):
+      nats_1L = run(generator.params, tokens_1L, is_text_1L, *windows, np.float32(gate))
+    opened = as_tuple(nats_1L)
   return Score(
     pieces=_pieces(generator, tokens),
     closed=as_tuple(closed),

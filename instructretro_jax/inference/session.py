@@ -19,14 +19,20 @@ from instructretro_jax.inference.generate import Generator, find_vocabulary, loa
 from instructretro_jax.inference.score import Score
 from instructretro_jax.manifest import StageError
 from instructretro_jax.retrieval.retriever import open_retriever
+from instructretro_jax.sharding import MeshConfig
 
 _FIELDS = {field.name for field in dataclasses.fields(Request)} - {'prompt'}
 
 
-def open_generator(folder: Path, index: Path | None, gate: float | None) -> tuple[Generator, float]:
+def open_generator(
+  folder: Path, index: Path | None, gate: float | None, tensor: int = 1
+) -> tuple[Generator, float]:
   """The generator of a checkpoint, and the gate: as given, else open if there is an index.
 
   What is compiled is kept between calls, in the cache of this package unless JAX has one.
+
+  Args:
+    tensor: devices of this machine that share each parameter.
 
   Raises StageError as `load_generator` and `open_retriever` do, or if there is no encoder for an
   open gate.
@@ -36,7 +42,8 @@ def open_generator(folder: Path, index: Path | None, gate: float | None) -> tupl
   retriever = None if index is None else open_retriever(index, find_vocabulary(folder))
   if gate is None:
     gate = 0.0 if retriever is None else 1.0
-  generator = load_generator(folder, with_encoder=gate != 0, retriever=retriever)
+  mesh = MeshConfig(data=1, tensor=tensor)
+  generator = load_generator(folder, with_encoder=gate != 0, retriever=retriever, mesh=mesh)
   if gate != 0 and not generator.has_encoder:
     raise StageError(f'{folder} has no encoder: its gate stays closed, so give --gate=0')
   return generator, gate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -20,6 +21,7 @@ from instructretro_jax.array_types import Params
 from instructretro_jax.lazy_params import LazyArray, LazyParams
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.segments import locate, one_by_one, unstack_layers
+from instructretro_jax.train.state import abstract_params
 from instructretro_jax.train.step import TrainState
 
 _PIECE_BYTES = 1 << 30  # of an array spread over processes that one of them holds at a time
@@ -81,14 +83,39 @@ def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]
   return one_by_one(config), params, record
 
 
+def load_for_use(
+  stage_folder: Path, mesh: Mesh, with_encoder: bool = True
+) -> tuple[RetroConfig, Params]:
+  """Model configuration and parameters to evaluate or to decode with, each parameter on the devices
+  that the rules of sharding.py give it, one entry a layer.
+
+  The attention kernel is the plain one: what training had may not take short sequences, or not run
+  here at all.
+
+  Args:
+    with_encoder: False reads no parameter of encoder and cross-attention.
+
+  Raises StageError if the folder has no checkpoint.
+  """
+  config, shapes = param_shapes(stage_folder)
+  config = dataclasses.replace(
+    config, decoder=dataclasses.replace(config.decoder, attention='dot_product')
+  )
+  has_encoder = any(path.startswith('encoder') for path in shapes)
+  abstract = abstract_params(config, with_encoder and has_encoder, mesh)
+  flat = traverse_util.flatten_dict(abstract, sep='/')
+  found = restore_params(stage_folder, {path: x.sharding for path, x in flat.items()})
+  return config, traverse_util.unflatten_dict(found, sep='/')
+
+
 def restore_params(
   stage_folder: Path, shardings: Mapping[str, NamedSharding]
 ) -> dict[str, jax.Array]:
   """The parameters at these paths, read straight to the devices of their shardings; no others.
 
   Paths have one entry a layer; of scanned layers, whole stacks are read and taken apart. Every
-  process of the run must call it. Raises StageError if the folder has no checkpoint, or the
-  checkpoint lacks a path.
+  process that has some of the devices must call it. Raises StageError if the folder has no
+  checkpoint, or the checkpoint lacks a path.
   """
   step, config = _latest(stage_folder), config_from_json(load_record(stage_folder)['model'])
   held = {}
@@ -96,7 +123,9 @@ def restore_params(
     name, index = locate(path, config)
     stacked = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
     held[name] = sharding if index is None else stacked
-  with ocp.PyTreeCheckpointer() as checkpointer:
+  processes = {d.process_index for s in shardings.values() for d in s.device_set}
+  is_alone = processes == {jax.process_index()}
+  with _open_alone() if is_alone else ocp.PyTreeCheckpointer() as checkpointer:
     whole = checkpointer.metadata(step / 'state').item_metadata.tree
     parts = {name: whole[name] or {} for name in ('trainable', 'frozen')}
     if missing := sorted(held.keys() - parts['trainable'].keys() - parts['frozen'].keys()):

@@ -15,7 +15,8 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option('--index', type=_FOLDER, help='Run folder whose index is searched for neighbours.')
 @click.option('--host', default='127.0.0.1', show_default=True, help='Address to listen at.')
 @click.option('--port', default=8000, show_default=True, help='Port to listen at; 0: a free one.')
-def demo(checkpoint: Path, index: Path | None, host: str, port: int) -> None:
+@click.option('--tensor', default=1, show_default=True, help='Devices here that share each weight.')
+def demo(checkpoint: Path, index: Path | None, host: str, port: int, tensor: int) -> None:
   """Serves a page for asking: answers with the gate off and on, and what retrieval gave.
 
   Only this machine can reach it, unless --host says otherwise. One question is answered at a time.
@@ -39,7 +40,7 @@ def demo(checkpoint: Path, index: Path | None, host: str, port: int) -> None:
     ) from error
   with listener:
     is_loopback = host in server.LOOPBACK
-    generator, about = opening.open_checkpoint(checkpoint, index)
+    generator, about = opening.open_checkpoint(checkpoint, index, tensor)
     app = server.make_app(generator, about, server.LOOPBACK if is_loopback else ('*',))
     if not is_loopback:
       click.echo('Whoever reaches this machine can ask: there is no password.', err=True)

@@ -12,14 +12,14 @@ from instructretro_jax.train import checkpoint
 
 
 def open_checkpoint(
-  folder: Path, index: Path | None
+  folder: Path, index: Path | None, tensor: int = 1
 ) -> tuple[Generator, tuple[tuple[str, str], ...]]:
   """The generator, with its encoder if it has one, and facts by name.
 
   Raises StageError as `open_generator` does.
   """
   has_encoder = checkpoint.has_encoder(folder)
-  generator, _ = open_generator(folder, index, float(has_encoder))
+  generator, _ = open_generator(folder, index, float(has_encoder), tensor)
   count = sum(x.size for x in jax.tree.leaves(generator.params))
   facts = [('checkpoint', folder.resolve().name), ('parameters', f'{count:,}')]
   facts.append(('encoder', 'yes' if has_encoder else 'none'))

@@ -1,10 +1,19 @@
-"""Kinds of tokens and the interval."""
+"""Kinds of tokens, the interval, and checkpoints over several devices."""
 
+from flax import traverse_util
+import jax
 import numpy as np
 import pytest
 
-from instructretro_jax.evaluate.perplexity import _row, token_categories
+from instructretro_jax.evaluate.perplexity import _row, _token_nats, token_categories
 from instructretro_jax.evaluate.viewer import shared_spans
+from instructretro_jax.lazy_params import LazyArray
+from instructretro_jax.model.retro import Retro
+from instructretro_jax.sharding import ONE_DEVICE, MeshConfig, local_mesh
+from instructretro_jax.train.checkpoint import load_for_use
+from instructretro_jax.train.imported import write_checkpoint
+from tests.inference.test_cache import params_of
+from tests.model.test_retro import CONFIG
 
 
 def test_categories_part_all_targets():
@@ -42,6 +51,30 @@ def test_row_is_the_token_mean_with_a_sequence_interval():
   assert row['low'] < row['perplexity'] < row['high']
   assert row['bits_per_byte'] == pytest.approx(7 / 4 / np.log(2) / 2, abs=1e-4)
   assert _row(nats, np.zeros_like(mask), None) is None
+
+
+def test_devices_that_share_a_checkpoint_find_what_one_finds(tmp_path):
+  flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, params_of(CONFIG)), sep='/')
+  lazy = {path: LazyArray(x.shape, x.dtype, lambda x=x: x) for path, x in flat.items()}
+  write_checkpoint(tmp_path, CONFIG, lazy, {'vocabulary': 'none'})
+  B, N, C, K = 3, 4, CONFIG.chunk_len, 2
+  draw = np.random.default_rng(0).integers
+  batch = {
+    'tokens': draw(0, 32, (B, N * C)),
+    'targets': draw(0, 32, (B, N * C)),
+    'loss_mask': np.ones((B, N * C), np.float32),
+    'segments': np.ones((B, N * C), np.int32),
+    'neighbours': draw(0, 32, (B, N, K, 2 * C)),
+    'neighbour_mask': np.ones((B, N, K, 2 * C), bool),
+  }
+  found = []
+  for mesh in (ONE_DEVICE, MeshConfig(data=2, fsdp=1, tensor=2)):
+    devices = local_mesh(mesh)
+    config, params = load_for_use(tmp_path, devices)
+    assert {len(x.addressable_shards) for x in jax.tree.leaves(params)} == {devices.size}
+    with jax.set_mesh(devices):
+      found.append(_token_nats(Retro(config), params, batch, True, batch_size=2))
+  np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 def test_shared_spans():

@@ -89,7 +89,7 @@ def test_a_decoder_alone_is_asked_without_reading_an_encoder(run, monkeypatch):
   loads = []
   load = zero_shot.CheckpointReader
   monkeypatch.setattr(
-    zero_shot, 'CheckpointReader', lambda *args: loads.append(args[2]) or load(*args)
+    zero_shot, 'CheckpointReader', lambda *args, **kw: loads.append(args[2]) or load(*args, **kw)
   )
   stage.run(dataclasses.replace(ZERO_SHOT, encoders=('off',), num_passages=(2,)), run)
   assert loads == [False, False]

@@ -15,6 +15,7 @@ from instructretro_jax.inference.generate import Generator, load_generator
 from instructretro_jax.lazy_params import LazyArray
 from instructretro_jax.manifest import StageError
 from instructretro_jax.retrieval.retriever import Neighbour
+from instructretro_jax.sharding import MeshConfig
 from instructretro_jax.train.imported import write_checkpoint
 from tests.inference.test_cache import params_of
 from tests.inference.test_decode import CONFIG
@@ -148,14 +149,16 @@ def test_finished_rows_wait_for_the_others_and_stop_texts_are_seen():
   assert found[1] == plain
 
 
-def test_a_checkpoint_without_its_encoder(tmp_path, monkeypatch):
+def test_a_checkpoint_whole_without_its_encoder_and_spread_over_devices(tmp_path, monkeypatch):
+  trained_with = dataclasses.replace(CONFIG.decoder, attention='splash')  # takes no short prompts
+  config = dataclasses.replace(CONFIG, decoder=trained_with)
   flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, params_of(CONFIG)), sep='/')
   lazy = {p: LazyArray(x.shape, x.dtype, lambda x=x: x) for p, x in flat.items()}
   monkeypatch.setattr(vocabulary, 'fingerprint', lambda _: 'letters')
   monkeypatch.setattr(vocabulary, 'load', lambda _: Letters())
   with pytest.raises(StageError, match='no checkpoint'):
     load_generator(tmp_path / 'arm')
-  write_checkpoint(tmp_path / 'arm', CONFIG, lazy, {'vocabulary': 'letters'})
+  write_checkpoint(tmp_path / 'arm', config, lazy, {'vocabulary': 'letters'})
   with pytest.raises(StageError, match='has a vocabulary'):
     load_generator(tmp_path / 'arm')
   (tmp_path / 'vocabulary').mkdir()
@@ -166,6 +169,12 @@ def test_a_checkpoint_without_its_encoder(tmp_path, monkeypatch):
   assert shapes(whole.params) == shapes(params_of(CONFIG))
   assert shapes(alone.params) == shapes(without_retrieval(params_of(CONFIG)))
   assert alone.generate(REQUESTS[:1]) == whole.generate(REQUESTS[:1])
+  spread = load_generator(
+    tmp_path / 'arm', retriever=Echo(), mesh=MeshConfig(data=1, fsdp=2, tensor=2)
+  )
+  assert {len(x.addressable_shards) for x in jax.tree.leaves(spread.params)} == {4}
+  assert sum(x.addressable_data(0).size < x.size for x in jax.tree.leaves(spread.params)) > 20
+  assert [a.text for a in spread.generate(REQUESTS)] == [a.text for a in whole.generate(REQUESTS)]
   with pytest.raises(ValueError, match='gate=1.0, but there is no encoder'):
     alone.generate([Request(prompt='BCD', gate=1.0)])
   monkeypatch.setattr(vocabulary, 'fingerprint', lambda _: 'others')
