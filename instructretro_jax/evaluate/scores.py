@@ -39,11 +39,13 @@ def score_rows(records: Mapping[System, Sequence[Record]], baseline: str) -> lis
   """A row per system, task ('all' for all together) and metric, in percent with 95 % intervals.
 
   Rows of other arms also have `difference`: how much higher they are than the baseline with its
-  encoder off and as many passages, question by question, with an interval.
+  encoder off and as many passages, question by question, with an interval. Rows with passages have
+  `from_passages`: how much higher they are than the same arm without.
   """
   rows = []
   for system, answered in records.items():
     against = records.get(System(baseline, 'off', system.passages))
+    unaided = records.get(System(system.arm, 'off', 0))
     for task in ('all', *sorted({record['task'] for record in answered})):
       of_task = _of_task(answered, task)
       for metric in _metrics(of_task):
@@ -53,6 +55,9 @@ def score_rows(records: Mapping[System, Sequence[Record]], baseline: str) -> lis
           paired = _scores(_of_task(against, task), metric)
           found = difference_with_interval(scores, paired)
           row['difference'] = {'against': baseline, **found}
+        if unaided is not None and system.passages and metric != CEILING:
+          paired = _scores(_of_task(unaided, task), metric)
+          row['from_passages'] = difference_with_interval(scores, paired)
         rows.append(row)
       if all(_scores(of_task, metric) for metric in ROUGE):
         summary = geometric_mean_with_interval([_scores(of_task, m) for m in ROUGE])

@@ -76,7 +76,8 @@ def run_table(rows: Sequence[Row]) -> Table:
 
 
 def question_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-  """A table per metric, and one of differences in F1 per baseline: systems by tasks.
+  """A table per metric, and of differences in F1 one to no passages and one to the baseline:
+  systems by tasks.
 
   The last lines of a table of answers say how often an answer stands in the passages. None where
   no questions were asked.
@@ -100,15 +101,20 @@ def question_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
 
 
 def _difference_tables(rows: Sequence[Row]) -> Iterator[Table]:
-  held = [row for row in rows if row['metric'] == 'f1' and 'difference' in row]
-  for baseline in dict.fromkeys(row['difference']['against'] for row in held):
+  baseline = next((r['difference']['against'] for r in rows if 'difference' in r), None)
+  others = {
+    'from_passages': 'the same arm without passages',
+    'difference': f'{baseline} with as many passages',
+  }
+  for name, other in others.items():
     lines: dict[Cell, dict[str, Cell]] = {}
+    held = [row for row in rows if row['metric'] == 'f1' and name in row]
     for row in held:
-      difference = row['difference']
-      name = Cell(row['arm'], _reading(row))
-      lines.setdefault(name, {})[row['task']] = _with_interval(difference['value'], difference)
-    title = f'Questions: F1 above {baseline} with as many passages (paired 95 % interval)'
-    yield table_of(title, _task_columns(held), lines)
+      cell = _with_interval(row[name]['value'], row[name])
+      lines.setdefault(Cell(row['arm'], _reading(row)), {})[row['task']] = cell
+    if held:
+      title = f'Questions: F1 above {other} (paired 95 % interval)'
+      yield table_of(title, _task_columns(held), lines)
 
 
 def _task_columns(rows: Sequence[Row]) -> dict[str, Cell]:

@@ -16,7 +16,7 @@ def test_rows_hold_means_by_task_and_differences_question_by_question():
     {
       plain: records(0.0, 0.5) + records(1.0, task='other'),
       tuned: records(0.5, 1.0) + records(1.0, task='other'),
-      alone: records(0.0, 0.0),
+      alone: records(0.0, 0.5) + records(1.0, task='other'),
     },
     'gpt',
   )
@@ -25,7 +25,11 @@ def test_rows_hold_means_by_task_and_differences_question_by_question():
   assert 'difference' not in found['gpt', 5, 'qa'] and 'difference' not in found['retro', 0, 'qa']
   difference = found['retro', 5, 'qa']['difference']
   assert difference == {'against': 'gpt', 'value': 50, 'low': 50, 'high': 50, 'count': 2}
-  assert found['retro', 5, 'qa']['encoder'] == 'on' and len(rows) == 8
+  gains = {
+    key: row['from_passages']['value'] for key, row in found.items() if 'from_passages' in row
+  }
+  assert gains['retro', 5, 'qa'] == 50 and gains['retro', 5, 'other'] == 0 and len(gains) == 3
+  assert found['retro', 5, 'qa']['encoder'] == 'on' and len(rows) == 9
 
 
 def test_rouge_is_summed_up_by_its_geometric_mean():

@@ -52,6 +52,18 @@ def test_question_tables_put_each_value_under_its_task():
   assert f1.rows[0][2] == tables.Cell('17.75', '15.25–20.50')
 
 
+def test_differences_are_a_table_per_kind():
+  rows = synthetic.question_rows()
+  found = {'value': 3.5, 'low': 1.0, 'high': 6.0, 'count': 100}
+  for row in rows:
+    row |= {'from_passages': found} if row['passages'] else {}
+    row |= {'difference': {'against': 'gpt', **found}} if row['encoder'] == 'on' else {}
+  gains, above = tables.question_tables(rows)[2:]
+  assert 'F1 above the same arm without passages' in gains.title and len(gains.rows) == 3
+  assert 'F1 above gpt with as many passages' in above.title and len(above.rows) == 1
+  assert above.rows[0][1] == tables.Cell('3.50', '1.00–6.00')
+
+
 def test_statistics_are_flattened_and_readable():
   counts = {'train': {'documents': 12345, 'share_with_2': 0.98765}, 'kind': 'exact', 'runs': [1, 2]}
   table = tables.statistics_table('corpus', counts)
