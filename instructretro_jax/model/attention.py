@@ -103,7 +103,8 @@ class Attention(nn.Module):
   def queries(self, x_BTD: Array, positions: Array | None = None) -> Array:
     """Queries, [B, T, H, A]; rotated if positions are given."""
     q = self.query(x_BTD)
-    return self._rotate(self.query_norm(q) if self.config.qk_norm else q, positions)
+    q = self.query_norm(q) if self.config.qk_norm else q
+    return checkpoint_name(self._rotate(q, positions), 'query')
 
   def keys_values(
     self, memory_BUD: Array, positions: Array | None = None, values_per_memory: int = 1
@@ -114,7 +115,8 @@ class Attention(nn.Module):
       values_per_memory: texts that the memory strings together; a value shift stays inside each.
     """
     k, v = self.key(memory_BUD), self.value(memory_BUD)
-    k = self._rotate(self.key_norm(k) if self.config.qk_norm else k, positions)
+    k = self.key_norm(k) if self.config.qk_norm else k
+    k = checkpoint_name(self._rotate(k, positions), 'key')
     if self.value_shift:
       B, U, G, A = v.shape
       texts = v.reshape(B, values_per_memory, U // values_per_memory, G, A)

@@ -10,7 +10,7 @@ from instructretro_jax.array_types import Array
 from instructretro_jax.model.attention import Attention, KeyValues
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.cross_attention import ChunkedCrossAttention, Encoded
-from instructretro_jax.model.layers import FeedForward, Norm
+from instructretro_jax.model.layers import FeedForward, Norm, in_memory
 from instructretro_jax.model.remat import rematerialised
 from instructretro_jax.model.segments import Segment
 from instructretro_jax.sharding import constrain
@@ -76,7 +76,7 @@ class DecoderLayer(nn.Module):
   ) -> tuple[Array, KeyValues]:
     """The stream after self-attention."""
     added, keys_values = self.self_attention(x_BLD, positions, segments_BL)
-    return checkpoint_name(x_BLD + added, 'stream'), keys_values
+    return checkpoint_name(x_BLD + in_memory(added), 'stream'), keys_values
 
   def finish(self, x_BLD: Array, gate_B11: Array, encoded: Encoded | None) -> Array:
     """The stream after chunked cross-attention and MLP."""
@@ -84,7 +84,8 @@ class DecoderLayer(nn.Module):
       h_BLD = self.cross_attention.normalize(x_BLD)
       read_BLD = self.cross_attention(h_BLD, encoded)
       x_BLD = checkpoint_name(x_BLD + gate_B11 * read_BLD, 'stream')
-    return constrain(x_BLD + self.mlp(x_BLD), 'batch', 'act_length', 'act_embed')
+    x_BLD += in_memory(self.mlp(x_BLD))
+    return constrain(x_BLD, 'batch', 'act_length', 'act_embed')
 
 
 class LayerGroup(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 from flax import linen as nn
 import jax
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.config import DecoderConfig
 from instructretro_jax.sharding import constrain
+
+T = TypeVar('T')
 
 
 def _gelu(x: Array) -> Array:
@@ -72,6 +75,16 @@ class Linear(nn.Module):
     return checkpoint_name(y, self.name)
 
 
+def in_memory(x: T) -> T:
+  """`x`, and its gradient, written to memory before anything reads it.
+
+  Else TPUs compute it again for each tile of the product that reads it, or together with the
+  product that makes it. By the compiler's estimate that costs the 48 layers of 43B 0.08 s a step
+  around gated products, 0.05 s around norms and 0.04 s around what is added to the stream.
+  """
+  return jax.lax.optimization_barrier(x)
+
+
 class Norm(nn.Module):
   """LayerNorm, LayerNorm-1p (stores the scale less 1) or RMSNorm; statistics in float32."""
 
@@ -85,7 +98,7 @@ class Norm(nn.Module):
     scale = self.param('scale', nn.with_logical_partitioning(start, ('norm',)), (x.shape[-1],))
     if c.norm == 'rmsnorm':
       y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + c.norm_eps)
-      return (y * over_last(scale, y)).astype(x.dtype)
+      return in_memory((y * over_last(scale, y)).astype(x.dtype))
     centred = wide - jnp.mean(wide, -1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('norm',))
@@ -93,7 +106,7 @@ class Norm(nn.Module):
     if c.norm == 'layernorm_1p':
       scale = scale + 1
     y = centred * jax.lax.rsqrt(variance + c.norm_eps)
-    return (y * over_last(scale, y) + over_last(bias, y)).astype(x.dtype)
+    return in_memory((y * over_last(scale, y) + over_last(bias, y)).astype(x.dtype))
 
 
 class FeedForward(nn.Module):
@@ -109,10 +122,8 @@ class FeedForward(nn.Module):
     widen = lambda name: Linear((self.ff_width,), ('embed', 'mlp'), c, name=name)(h)
     act = _ACTIVATIONS[c.activation]
     if c.activation in _GATED:
-      # in memory before the products that read them, or TPUs compute them again for each tile:
-      # 0.08 s of 2.12 in the 48 MLPs of 43B by the compiler's estimate
-      gate, up = jax.lax.optimization_barrier((widen('gate'), widen('up')))
-      wide = jax.lax.optimization_barrier(act(gate) * up)
+      gate, up = in_memory((widen('gate'), widen('up')))
+      wide = in_memory(act(gate) * up)
     else:
       wide = act(widen('up'))
     std = c.init_std / (2 * c.num_layers) ** 0.5

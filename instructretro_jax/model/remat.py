@@ -9,7 +9,8 @@ _BLOCKS = ('stream', 'attended')
 _NARROW = ('query', 'key', 'value', 'attended', 'output', 'down')
 
 # What the backward pass keeps of a layer besides its input; the rest is computed again. Names are
-# those of linear maps; 'attended', what attention reads; 'stream', the sum behind each attention.
+# those of linear maps, of 'query' and 'key' also once they are turned, which is what is kept then;
+# 'attended', what attention reads; 'stream', the sum behind each attention.
 _POLICIES = {
   'minimal': None,
   # inputs of blocks: no block's last product is made again, and no attention kernel runs again
