@@ -53,6 +53,9 @@ class MeshConfig:
   tensor: int = 1
 
 
+ONE_DEVICE = MeshConfig(data=1)
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """The mesh over all devices. Raises ValueError if their number does not fit."""
   devices = list(devices or jax.devices())
@@ -65,9 +68,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     )
   shape = (data, config.fsdp, config.tensor)
   return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
-
-
-ONE_DEVICE = MeshConfig(data=1)
 
 
 def local_mesh(config: MeshConfig) -> Mesh:

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_TENSOR = click.option(
+TENSOR = click.option(
   '--tensor', default=1, show_default=True, help='Devices here that share each weight.'
 )
 _ABOUT_INDEX = 'Run folder whose index is searched for neighbours while the text grows.'
@@ -41,7 +41,7 @@ _ABOUT_INDEX = 'Run folder whose index is searched for neighbours while the text
 @click.option('--stop', multiple=True, help='Text that ends an answer.')
 @click.option('--stop_at_repetition', is_flag=True, help='End at a phrase said three times.')
 @click.option('--batch_size', default=8, show_default=True, help='Prompts of a file at a time.')
-@_TENSOR
+@TENSOR
 def generate(
   checkpoint, prompt, path, out, is_chat, passages, gate, index, batch_size, tensor, **settings
 ) -> None:
@@ -90,7 +90,7 @@ def generate(
 @click.option('--index', type=_FOLDER, help='Run folder whose index is searched for neighbours.')
 @click.option('--gate', default=1.0, show_default=True, help='Scale of the cross-attention if on.')
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
-@_TENSOR
+@TENSOR
 def score(checkpoint, text, index, gate, as_json, tensor) -> None:
   """Prints the log-probability of each token, gate off and, with an index, on.
 

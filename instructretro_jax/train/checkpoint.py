@@ -97,12 +97,11 @@ def load_for_use(
 
   Raises StageError if the folder has no checkpoint.
   """
-  config, shapes = param_shapes(stage_folder)
+  config = one_by_one(config_from_json(load_record(stage_folder)['model']))
   config = dataclasses.replace(
     config, decoder=dataclasses.replace(config.decoder, attention='dot_product')
   )
-  has_encoder = any(path.startswith('encoder') for path in shapes)
-  abstract = abstract_params(config, with_encoder and has_encoder, mesh)
+  abstract = abstract_params(config, with_encoder and has_encoder(stage_folder), mesh)
   flat = traverse_util.flatten_dict(abstract, sep='/')
   found = restore_params(stage_folder, {path: x.sharding for path, x in flat.items()})
   return config, traverse_util.unflatten_dict(found, sep='/')

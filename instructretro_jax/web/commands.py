@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from instructretro_jax.inference.commands import TENSOR
+
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -15,7 +17,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option('--index', type=_FOLDER, help='Run folder whose index is searched for neighbours.')
 @click.option('--host', default='127.0.0.1', show_default=True, help='Address to listen at.')
 @click.option('--port', default=8000, show_default=True, help='Port to listen at; 0: a free one.')
-@click.option('--tensor', default=1, show_default=True, help='Devices here that share each weight.')
+@TENSOR
 def demo(checkpoint: Path, index: Path | None, host: str, port: int, tensor: int) -> None:
   """Serves a page for asking: answers with the gate off and on, and what retrieval gave.
 
