@@ -17,6 +17,11 @@ import sys
 import time
 import venv
 
+# of every worker, as in the Makefile: without it Linux clears the memory of each step anew
+KEEP_MEMORY = ':'.join(
+  f'glibc.malloc.{name}={value}'
+  for name, value in (('arena_max', 1), ('mmap_max', 0), ('trim_threshold', 1 << 34))
+)
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'instructretro_benchmarks'
 
 
@@ -35,11 +40,15 @@ class Worker:
   """The other side: starts a worker and waits until it is ready."""
 
   def __init__(self, command: Sequence[str], threads: int):
-    environment = os.environ | {
-      'OMP_NUM_THREADS': str(threads),
-      'OMP_WAIT_POLICY': 'PASSIVE',  # threads that spin slow everything else down
-      'PYTHONDONTWRITEBYTECODE': '1',
-    }
+    environment = (
+      {'GLIBC_TUNABLES': KEEP_MEMORY}
+      | os.environ
+      | {
+        'OMP_NUM_THREADS': str(threads),
+        'OMP_WAIT_POLICY': 'PASSIVE',  # threads that spin slow everything else down
+        'PYTHONDONTWRITEBYTECODE': '1',
+      }
+    )
     self._process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
