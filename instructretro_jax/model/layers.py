@@ -42,6 +42,24 @@ def over_last(vector: Array, x: Array) -> Array:
   return vector.reshape((1,) * (x.ndim - vector.ndim) + vector.shape)
 
 
+@jax.custom_vjp
+def _product(x_ND: Array, kernel_DF: Array) -> Array:
+  """The matrix product [N, F]."""
+  return x_ND @ kernel_DF
+
+
+def _product_backward(residuals: tuple[Array, Array], grad_NF: Array) -> tuple[Array, Array]:
+  x_ND, kernel_DF = residuals
+  fused = lambda x, grad: x.T @ grad
+  # on CPUs a product that transposes its first factor by itself runs at 65 to 85 % of the speed
+  transposed = lambda x, grad: jax.lax.optimization_barrier(x.T) @ grad
+  kernel_grad = jax.lax.platform_dependent(x_ND, grad_NF, cpu=transposed, default=fused)
+  return grad_NF @ kernel_DF.T, kernel_grad
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+
+
 class Linear(nn.Module):
   """A linear map over the last `num_in` axes, with a bias if it or the model has biases.
 
@@ -67,8 +85,8 @@ class Linear(nn.Module):
     )
     # two axes each: with more, the gradient of the kernel would transpose that of y
     rows = x.reshape(-1, math.prod(inputs))
-    y = rows @ kernel.astype(x.dtype).reshape(math.prod(inputs), math.prod(self.features))
-    y = y.reshape(*x.shape[: -self.num_in], *self.features)
+    matrix = kernel.astype(x.dtype).reshape(math.prod(inputs), math.prod(self.features))
+    y = _product(rows, matrix).reshape(*x.shape[: -self.num_in], *self.features)
     if c.use_bias or self.has_bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
       y += over_last(self.param('bias', zeros, self.features), y).astype(x.dtype)
