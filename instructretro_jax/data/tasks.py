@@ -14,6 +14,7 @@ import tensorflow as tf
 from instructretro_jax import manifest
 from instructretro_jax.data import vocabulary
 from instructretro_jax.data.batches import ExampleSource, NeighbourIds, Sequences
+from instructretro_jax.data.cache import SPLIT, CachedExamples
 from instructretro_jax.data.chunks import ChunkStore
 from instructretro_jax.data.instructions import Instructions
 from instructretro_jax.data.mixture import Mixture
@@ -29,19 +30,29 @@ class OpenTable(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-  """Next-token prediction on the chunk store, with neighbours if a table is named."""
+  """Next-token prediction on the chunk store, with neighbours if a table is named.
+
+  Attributes:
+    cache: the stage (`retrieval.cache.Cache`) that wrote the examples of the training split as
+      sequential files; they are read from there. None: they are joined as they are read.
+  """
 
   chunks: str = 'chunks'
   vocabulary: str = 'vocabulary'
   neighbours: str | None = None
   seq_len: int  # L, tokens
   num_neighbours: int = 2  # K
+  cache: str | None = None
 
   def reads(self) -> tuple[str, ...]:
+    if self.cache:
+      return (self.cache, self.vocabulary)
     return (self.chunks, self.vocabulary, *([self.neighbours] if self.neighbours else []))
 
-  def source(self, root: Path, split: str, open_table: OpenTable) -> Sequences:
-    """The examples of one split."""
+  def source(self, root: Path, split: str, open_table: OpenTable) -> Sequences | CachedExamples:
+    """The examples of one split. Raises StageError if those in the cache are of another task."""
+    if self.cache:
+      return self._cached(root / self.cache, split)
     folder = root / self.chunks
     table = open_table(root / self.neighbours, split) if self.neighbours else None
     return Sequences(
@@ -52,6 +63,18 @@ class LanguageModel:
       table,
       self.num_neighbours,
     )
+
+  def _cached(self, folder: Path, split: str) -> CachedExamples:
+    if split != SPLIT:
+      raise manifest.StageError(f'{folder} holds the split {SPLIT}, not {split}: unset cache')
+    written = manifest.read_manifest(folder).plan.arguments
+    own = manifest.to_json(dataclasses.replace(self, cache=None))
+    if wrong := [name for name in own if own[name] != written['task'][name]]:
+      raise manifest.StageError(
+        f'{folder} holds examples with other values of {wrong}: '
+        'give cache.Cache and the arm the same task'
+      )
+    return CachedExamples(folder, written['data_seed'])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
