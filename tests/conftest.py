@@ -1,6 +1,7 @@
 """Strict numerics and quick compilation for the whole suite."""
 
 import os
+import tempfile
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
@@ -11,6 +12,10 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'highest')
 # most of the time of the tests is compilation, of programs that are tiny
 jax.config.update('jax_disable_most_optimizations', True)
+# and a stage that is killed and run again would compile all of it again
+_COMPILED = tempfile.TemporaryDirectory(prefix='instructretro_tests_')
+jax.config.update('jax_compilation_cache_dir', _COMPILED.name)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
 def pytest_collection_modifyitems(items):
