@@ -3,11 +3,11 @@ ROOT ?= runs/quickstart
 PYTHON ?= python3
 RUN = .venv/bin/python -m instructretro_jax
 TEST = JAX_NUM_CPU_DEVICES=8 .venv/bin/python -m pytest
-# glibc keeps memory once it has it: else Linux clears that of each train step anew, 1/6 of its time
-export GLIBC_TUNABLES ?= glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
 
 .PHONY: demo test test-slow lint lock
 
+# glibc keeps memory once it has it: else Linux clears that of each train step anew, 1/6 of its time
+demo: export GLIBC_TUNABLES ?= glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
 demo: .venv/installed
 	$(RUN) run --gin_file=experiments/quickstart/run.gin --root=$(ROOT)
 
