@@ -40,15 +40,12 @@ class Worker:
   """The other side: starts a worker and waits until it is ready."""
 
   def __init__(self, command: Sequence[str], threads: int):
-    environment = (
-      {'GLIBC_TUNABLES': KEEP_MEMORY}
-      | os.environ
-      | {
-        'OMP_NUM_THREADS': str(threads),
-        'OMP_WAIT_POLICY': 'PASSIVE',  # threads that spin slow everything else down
-        'PYTHONDONTWRITEBYTECODE': '1',
-      }
-    )
+    environment = os.environ | {
+      'GLIBC_TUNABLES': os.environ.get('GLIBC_TUNABLES', KEEP_MEMORY),
+      'OMP_NUM_THREADS': str(threads),
+      'OMP_WAIT_POLICY': 'PASSIVE',  # threads that spin slow everything else down
+      'PYTHONDONTWRITEBYTECODE': '1',
+    }
     self._process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import json
-import math
 import os
 from pathlib import Path
 import struct
@@ -50,13 +49,9 @@ def finish(
   """Writes what seqio reads before the shards: the types, how many there are, that all is there.
 
   Args:
-    example: any one, for the types.
+    example: any one, for the types and shapes, which all share.
   """
-  # seqio leaves the length of the first axis open
-  features = {
-    name: {'shape': [None, *array.shape[1:]], 'dtype': array.dtype.name}
-    for name, array in example.items()
-  }
+  features = {n: {'shape': a.shape, 'dtype': a.dtype.name} for n, a in example.items()}
   info = {'num_shards': num_shards, 'features': features, 'seqio_version': seqio.__version__}
   write = lambda path, value: manifest.write_text(Path(path), json.dumps(value, indent=1) + '\n')
   write(seqio.get_cached_info_path(folder, SPLIT), info)
@@ -84,18 +79,15 @@ class CachedExamples:
     stats = json.loads(Path(seqio.get_cached_stats_path(folder, SPLIT)).read_text())
     self._folder, self._seed, self._num = folder, data_seed, stats['examples']
     self._dtypes = {name: feature['dtype'] for name, feature in info['features'].items()}
+    stored = lambda dtype: tf.float32 if dtype == 'float32' else tf.int64
+    self._features = {
+      name: tf.io.FixedLenFeature(feature['shape'], stored(feature['dtype']))
+      for name, feature in info['features'].items()
+    }
     shards = range(info['num_shards'])
     self._paths = [_shard_path(folder, n, len(shards)) for n in shards]
     self._offsets = [np.load(_offsets_path(folder, n)) for n in shards]
     self._first = np.cumsum([0, *map(len, self._offsets)])  # position at which a shard begins
-    stored = tf.train.Example.FromString(self._record(0)).features.feature
-    self._features = {}
-    for name, feature in info['features'].items():
-      is_float = feature['dtype'] == 'float32'
-      values = stored[name].float_list.value if is_float else stored[name].int64_list.value
-      inner = feature['shape'][1:]  # the file does not say how long the first axis is
-      shape = (len(values) // math.prod(inner), *inner)
-      self._features[name] = tf.io.FixedLenFeature(shape, tf.float32 if is_float else tf.int64)
 
   def __len__(self) -> int:
     return self._num
@@ -122,7 +114,7 @@ class CachedExamples:
     shard = int(np.searchsorted(self._first, position, side='right')) - 1
     with self._paths[shard].open('rb') as file:
       file.seek(int(self._offsets[shard][position - self._first[shard]]))
-      (length,) = struct.unpack('<Qxxxx', file.read(_HEADER))
+      (length,) = struct.unpack('<Qxxxx', file.read(_HEADER))  # and its checksum, which is skipped
       return file.read(length)
 
 

@@ -46,13 +46,13 @@ class Cache(Stage):
     return self.task.reads()
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
-    import apache_beam as beam  # here, since it takes seconds and greets with a warning
-    from apache_beam.options.pipeline_options import PipelineOptions
-
     if not 0 < self.num_shards <= self.num_examples:
       raise manifest.StageError(
         f'{self.name}: {self.num_examples} examples do not fill {self.num_shards} shards'
       )
+    import apache_beam as beam  # here, since it takes seconds and greets with a warning
+    from apache_beam.options.pipeline_options import PipelineOptions
+
     with beam.Pipeline(options=PipelineOptions(list(self.beam_options))) as pipeline:
       shards = pipeline | beam.Create(range(self.num_shards)) | beam.Reshuffle()
       _ = shards | beam.Map(functools.partial(_write, self, root, folder))
