@@ -17,5 +17,5 @@ from typing import Any
 import jax
 
 Array = jax.Array
-Batch = Mapping[str, Any]  # arrays by name, as data/batches.py makes them
+Batch = Mapping[str, Any]  # arrays by name, as examples/sequences.py makes them
 Params = Mapping[str, Any]  # nested parameters of one model

@@ -8,6 +8,8 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 import jax
 import pytest
 
+pytest_plugins = ['tests.retrieval.fixtures', 'tests.inference.fixtures']
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'highest')
 # most of the time of the tests is compilation, of programs that are tiny

@@ -8,10 +8,13 @@ import re
 import jax
 import pytest
 
-from instructretro_jax import gin_adapter, manifest, pipeline
-from instructretro_jax.data import questions, tasks
-from instructretro_jax.data.documents import Problems
 from instructretro_jax.evaluate import zero_shot
+from instructretro_jax.examples import tasks
+from instructretro_jax.pipeline import gin_adapter, manifest
+from instructretro_jax.pipeline.experiment import Experiment
+from instructretro_jax.pipeline.experiment import run as run_experiment
+from instructretro_jax.questions import questions
+from instructretro_jax.text.documents import Problems
 from instructretro_jax.train import checkpoint, loop, state
 
 ROOT = Path(__file__).parent.parent
@@ -19,12 +22,12 @@ EXPERIMENTS = sorted((ROOT / 'experiments').rglob('*.gin'))
 
 
 def configure(path, *bindings):
-  return gin_adapter.configure(pipeline.Experiment, [str(path)], bindings)[0]
+  return gin_adapter.configure(Experiment, [str(path)], bindings)[0]
 
 
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: f'{p.parent.name}-{p.stem}')
 def test_every_experiment_is_parsed_and_built(path):
-  experiment, _ = gin_adapter.configure(pipeline.Experiment, [str(path)], placeholder='a path')
+  experiment, _ = gin_adapter.configure(Experiment, [str(path)], placeholder='a path')
   arms = [s for s in experiment.stages if isinstance(s, loop.Train)]
   assert arms or any(isinstance(s, zero_shot.ZeroShot) for s in experiment.stages)
   if 'paper' in path.parts:
@@ -47,7 +50,7 @@ def test_arms_differ_in_what_they_should_and_see_the_same_tokens():
   fits = [arms[name] for name in ('gpt_fit', 'retro_fit', 'retro_frozen')]
   assert len({(a.data_seed, a.batch_size, a.num_steps, a.task.seq_len) for a in fits}) == 1
   assert [a.gate for a in fits] == [0.0, 1.0, 1.0]
-  assert arms['retro_frozen'].optimizer.group_rates[-1] == ('', 0.0)
+  assert arms['retro_frozen'].optimizer.lr_multipliers[-1] == ('', 0.0)
   assert arms['retro_instruct'].keep_retro and arms['retro_instruct'].gate == 0
 
 
@@ -57,7 +60,7 @@ def test_an_ablation_of_the_gate_changes_the_gate_alone(name, gate):
   plain, ablated = of('quickstart/run.gin'), of(f'ablations/instruct_gate_{name}.gin')
   assert [n for n in plain if plain[n] != ablated[n]] == ['retro_instruct']
   arm = ablated['retro_instruct']
-  assert arm.gate == gate and arm.optimizer.group_rates == ()  # the encoder is trained too
+  assert arm.gate == gate and arm.optimizer.lr_multipliers == ()  # the encoder is trained too
   assert dataclasses.replace(arm, gate=0.0) == plain['retro_instruct']
 
 
@@ -94,7 +97,7 @@ def numbers(root):
 @pytest.mark.packages
 def test_own_text_runs_whole_and_a_killed_run_ends_the_same(tmp_path, tiny_documents, monkeypatch):
   experiment = configure(ROOT / 'tests' / 'tiny.gin', f"DOCUMENTS = '{tiny_documents}/*.txt'")
-  pipeline.run(experiment, tmp_path / 'whole')
+  run_experiment(experiment, tmp_path / 'whole')
   whole = numbers(tmp_path / 'whole')
   assert sum(sha is not None for sha in whole[0].values()) == 6
   # dies at the third step of every arm once, past the checkpoint of step 2
@@ -110,13 +113,13 @@ def test_own_text_runs_whole_and_a_killed_run_ends_the_same(tmp_path, tiny_docum
   arms = [type(s) is loop.Train for s in experiment.stages]
   for _ in range(4 * sum(arms)):
     try:
-      pipeline.run(experiment, tmp_path / 'killed', say=lambda _: None)
+      run_experiment(experiment, tmp_path / 'killed', log=lambda _: None)
       break
     except Killed:
       continue
   assert numbers(tmp_path / 'killed') == whole
   said = []
-  pipeline.run(experiment, tmp_path / 'whole', say=said.append)
+  run_experiment(experiment, tmp_path / 'whole', log=said.append)
   assert all(line.endswith('up to date') for line in said)
   frozen, _ = checkpoint.load_params(tmp_path / 'whole' / 'retro_frozen')[1:]
   gpt, _ = checkpoint.load_params(tmp_path / 'whole' / 'gpt')[1:]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from instructretro_jax import manifest
+from instructretro_jax.pipeline import manifest
 
 ROOT = Path(__file__).parent.parent
 ARMS = ('gpt', 'gpt_fit', 'retro_fit', 'retro_frozen', 'gpt_instruct', 'retro_instruct')

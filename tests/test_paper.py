@@ -8,10 +8,11 @@ import re
 import jax
 import pytest
 
-from instructretro_jax import gin_adapter, manifest, pipeline
-from instructretro_jax.data.tasks import InstructionTuning
+from instructretro_jax.examples.tasks import InstructionTuning
+from instructretro_jax.model.sharding import MeshConfig, make_mesh
+from instructretro_jax.pipeline import gin_adapter, manifest
+from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.precompile import topology
-from instructretro_jax.sharding import MeshConfig, make_mesh
 from instructretro_jax.train import loop
 from instructretro_jax.train.optimizer import schedule
 from instructretro_jax.train.state import abstract_params, abstract_state
@@ -33,7 +34,7 @@ PUBLISHED = {
 
 @functools.cache
 def stages_of(path):
-  experiment, _ = gin_adapter.configure(pipeline.Experiment, [str(path)], placeholder='a path')
+  experiment, _ = gin_adapter.configure(Experiment, [str(path)], placeholder='a path')
   return {stage.name: stage for stage in experiment.stages}
 
 
@@ -78,7 +79,7 @@ def test_fits_are_as_published(size):
   files = {phase: PAPER / size / f'{phase}.gin' for phase in PHASES}
   arms = {phase: list(arms_of(files[phase]).values())[-1] for phase in PHASES[1:4]}
   assert [arm.gate for arm in arms.values()] == [0, 1, 1]
-  assert arms['retrofit_frozen'].optimizer.group_rates[-1] == ('', 0.0)
+  assert arms['retrofit_frozen'].optimizer.lr_multipliers[-1] == ('', 0.0)
   for arm in arms.values():
     o = arm.optimizer
     assert (arm.batch_size, arm.task.seq_len) == (batch_size, 4096)
@@ -122,4 +123,4 @@ def test_evaluation_decodes_as_published():
 
 def test_a_run_must_choose_its_paths():
   with pytest.raises(manifest.StageError, match="DOCUMENTS', 'EMBEDDER', 'VOCABULARY'"):
-    gin_adapter.configure(pipeline.Experiment, [str(PAPER / 'retro_48b' / 'retrofit.gin')])
+    gin_adapter.configure(Experiment, [str(PAPER / 'retro_48b' / 'retrofit.gin')])

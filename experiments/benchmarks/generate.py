@@ -1,4 +1,4 @@
-"""Text from SmolLM2-135M: our generator against `transformers`, and what a token costs further on.
+"""Text from SmolLM2-135M: our sampler against `transformers`, and what a token costs further on.
 
 python experiments/benchmarks/generate.py --out=generate.json
 
@@ -29,28 +29,28 @@ WINDOW = 128  # tokens that one figure of the cost by position is the mean of
 
 def take_weights(checkpoint: Path | None) -> tuple[Path, Path]:
   """The checkpoint, imported on first use if none is given, and its export for the peer."""
-  from instructretro_jax.interop import stage
+  from instructretro_jax.interop import stages
 
   if checkpoint is None:
     checkpoint = CACHE / 'smollm2_135m'
     if not (checkpoint / 'manifest.json').exists():
-      stage.import_alone('smollm2', checkpoint, None, None)
+      stages.import_alone('smollm2', checkpoint, None, None)
   exported = CACHE / f'exported_{zlib.crc32(str(checkpoint.absolute()).encode()):08x}'
   if not exported.exists():
-    stage.export(checkpoint, exported, 'huggingface', None)
+    stages.export(checkpoint, exported, 'huggingface', None)
   return checkpoint, exported
 
 
 def open_endless(checkpoint: Path):
-  """The generator, with a vocabulary without an end token."""
-  from instructretro_jax.inference.generate import load_generator
+  """The sampler, with a vocabulary without an end token."""
+  from instructretro_jax.inference.sampler import load_sampler
 
-  generator = load_generator(checkpoint, with_encoder=False)
+  sampler = load_sampler(checkpoint, with_encoder=False)
 
   class Endless:
-    eos_id, pad_id, decode = -1, generator.vocab.pad_id, generator.vocab.decode
+    eos_id, pad_id, decode = -1, sampler.vocab.pad_id, sampler.vocab.decode
 
-  return type(generator)(generator.config, generator.params, Endless())
+  return type(sampler)(sampler.config, sampler.params, Endless())
 
 
 def serve_ours(asked: dict) -> None:
@@ -59,11 +59,11 @@ def serve_ours(asked: dict) -> None:
 
   from instructretro_jax.inference.answer import Request
 
-  generator = open_endless(Path(asked['folder']))
+  sampler = open_endless(Path(asked['folder']))
   requests = [Request(prompt=tuple(p), max_new=asked['num_new']) for p in asked['prompts']]
 
   def run() -> float:
-    answers = generator.generate(requests)
+    answers = sampler.generate(requests)
     return checksum([answer.tokens for answer in answers])
 
   serve(run, {'jax': jax.__version__})
@@ -113,19 +113,17 @@ def cost_by_position(checkpoint: Path, num_windows: int, repeats: int) -> list[d
   """Milliseconds of a token, batch 1, by how many stand before it; one size of cache."""
   from instructretro_jax.inference.decode import left_pad
 
-  generator = open_endless(checkpoint)
-  decoder, num_new = generator._decoder, num_windows * WINDOW + 1
+  sampler = open_endless(checkpoint)
+  decoder, num_new = sampler._decoder, num_windows * WINDOW + 1
   prompt = np.random.default_rng(0).integers(100, 40_000, 64).tolist()
   windows: list[list[float]] = [[] for _ in range(num_windows)]
   for repeat in range(repeats + 1):
-    rows = decoder.begin(generator.params, *left_pad([prompt], 64), gate=0, max_new=num_new)
+    rows = decoder.begin(sampler.params, *left_pad([prompt], 64), gate=0, max_new=num_new)
     np.asarray(rows.token_B)
     for window in windows:
       start = time.perf_counter()
       for _ in range(WINDOW // decoder.tokens_per_call):
-        rows, tokens = decoder.advance(
-          generator.params, rows, gate=0, count=decoder.tokens_per_call
-        )
+        rows, tokens = decoder.advance(sampler.params, rows, gate=0, count=decoder.tokens_per_call)
         np.asarray(tokens)
       if repeat:  # the first compiles
         window.append(1000 * (time.perf_counter() - start) / WINDOW)

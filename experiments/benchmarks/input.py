@@ -25,22 +25,17 @@ import pyarrow.parquet as pq
 import seqio
 import tensorflow as tf
 
-from instructretro_jax import gin_adapter
-from instructretro_jax.array_store import write_shard
-from instructretro_jax.data.batches import ExampleSource, Sequences, example_ids
-from instructretro_jax.data.chunks import ChunkStore
-from instructretro_jax.data.tasks import batches
+from instructretro_jax.examples.sequences import ExampleSource, Sequences, example_ids
+from instructretro_jax.examples.tasks import batches
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.model.sharding import MeshConfig, make_mesh, put_batch
+from instructretro_jax.pipeline import gin_adapter
+from instructretro_jax.pipeline.array_store import write_shard
 from instructretro_jax.retrieval.neighbours import NeighbourTable
-from instructretro_jax.sharding import MeshConfig, make_mesh, put_batch
+from instructretro_jax.text.chunks import ChunkStore
 from instructretro_jax.train.optimizer import OptimizerConfig
-from instructretro_jax.train.state import (
-  abstract_params,
-  abstract_state,
-  first_state,
-  fresh_params,
-)
+from instructretro_jax.train.state import abstract_params, abstract_state, first_state, fresh_params
 from instructretro_jax.train.step import make_train_step
 
 _CHUNKS_PER_DOCUMENT = 16

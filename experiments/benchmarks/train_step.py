@@ -72,7 +72,7 @@ def serve_ours(shape: Shape, gate: float) -> None:
 
   from instructretro_jax.model.flops import train_step_flops
   from instructretro_jax.model.retro import Retro
-  from instructretro_jax.sharding import MeshConfig, make_mesh
+  from instructretro_jax.model.sharding import MeshConfig, make_mesh
   from instructretro_jax.train.optimizer import OptimizerConfig
   from instructretro_jax.train.state import (
     abstract_params,

@@ -13,16 +13,16 @@ import jax
 import numpy as np
 import tqdm
 
-from instructretro_jax import manifest
-from instructretro_jax.data import vocabulary
-from instructretro_jax.data.chunks import ChunkStore
-from instructretro_jax.data.tasks import LanguageModel
 from instructretro_jax.evaluate import viewer
+from instructretro_jax.examples.tasks import LanguageModel
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.retrieval.neighbours import NeighbourTable, random_neighbours
 from instructretro_jax.retrieval.overlap import copyable, shared_run
-from instructretro_jax.sharding import ONE_DEVICE, MeshConfig, local_mesh
-from instructretro_jax.stage import Stage
+from instructretro_jax.text import vocabulary
+from instructretro_jax.text.chunks import ChunkStore
 from instructretro_jax.train.checkpoint import load_for_use
 from instructretro_jax.train.step import losses_of_batch
 

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 import tqdm
 
-from instructretro_jax.data.passage_windows import token_windows, windows_of
-from instructretro_jax.data.prompts import Prompter
-from instructretro_jax.data.questions import Question
 from instructretro_jax.inference.answer import Request
 from instructretro_jax.inference.decode import left_pad
-from instructretro_jax.inference.generate import load_generator
 from instructretro_jax.inference.likelihood import compile_likelihood, pad_options
+from instructretro_jax.inference.sampler import load_sampler
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.sharding import ONE_DEVICE, MeshConfig
+from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig
+from instructretro_jax.questions.passage_windows import token_windows, windows_of
+from instructretro_jax.questions.prompts import Prompter
+from instructretro_jax.questions.questions import Question
 
 _LONG_STYLES = ('full', 'summary', 'given')  # whose answers may have several lines
 _LEAD = re.compile(r'^[\s:,;.*"-]+')
@@ -71,7 +71,7 @@ class CheckpointReader:
   def __init__(
     self, folder: Path, limits: Limits, with_encoder: bool, mesh: MeshConfig = ONE_DEVICE
   ):
-    self._generator = load_generator(folder, with_encoder=with_encoder, mesh=mesh)
+    self._generator = load_sampler(folder, with_encoder=with_encoder, mesh=mesh)
     self._generator.batch_size = limits.batch_size
     self._limits, self._prompter = limits, Prompter(self._generator.vocab)
 

@@ -9,11 +9,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from instructretro_jax.data.prompts import Prompter
-from instructretro_jax.data.questions import Question
-from instructretro_jax.data.vocabulary import Vocabulary
 from instructretro_jax.evaluate.answers import METRICS, metrics_of
 from instructretro_jax.evaluate.readers import answer_of
+from instructretro_jax.questions.prompts import Prompter
+from instructretro_jax.questions.questions import Question
+from instructretro_jax.text.vocabulary import Vocabulary
 
 
 def register(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from instructretro_jax.data.chunks import ChunkStore
-from instructretro_jax.data.vocabulary import Vocabulary
 from instructretro_jax.retrieval.neighbours import NeighbourTable
+from instructretro_jax.text.chunks import ChunkStore
+from instructretro_jax.text.vocabulary import Vocabulary
 
 _MIN_SHARED = 4  # tokens of a run worth marking
 _CHUNKS_SHOWN = 4  # of each passage

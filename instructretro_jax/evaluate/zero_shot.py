@@ -9,11 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instructretro_jax import manifest
-from instructretro_jax.data import vocabulary
-from instructretro_jax.data.passage_windows import read_passages
-from instructretro_jax.data.prompts import Prompter
-from instructretro_jax.data.questions import Question, read_questions
 from instructretro_jax.evaluate.answers import METRICS, holds_answer, metrics_of
 from instructretro_jax.evaluate.readers import (
   CheckpointReader,
@@ -25,8 +20,13 @@ from instructretro_jax.evaluate.readers import (
   options_of,
 )
 from instructretro_jax.evaluate.scores import CEILING, CHOICE, System, read_records, score_rows
-from instructretro_jax.sharding import ONE_DEVICE, MeshConfig
-from instructretro_jax.stage import Stage
+from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.stage import Stage
+from instructretro_jax.questions.passage_windows import read_passages
+from instructretro_jax.questions.prompts import Prompter
+from instructretro_jax.questions.questions import Question, read_questions
+from instructretro_jax.text import vocabulary
 from instructretro_jax.train.checkpoint import has_encoder
 
 

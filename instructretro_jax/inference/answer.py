@@ -7,8 +7,8 @@ import dataclasses
 
 import numpy as np
 
-from instructretro_jax.data.vocabulary import Vocabulary
 from instructretro_jax.retrieval.retriever import Neighbour
+from instructretro_jax.text.vocabulary import Vocabulary
 
 MAX_NEW = 256  # tokens
 _BROKEN = '\ufffd'  # what a decoder makes of a character whose bytes are not all there
@@ -63,7 +63,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generation:
+class Answer:
   """An answer.
 
   Attributes:
@@ -79,7 +79,7 @@ class Generation:
   neighbours: tuple[tuple[int, tuple[Neighbour, ...]], ...] = ()
 
 
-class Answer:
+class PartialAnswer:
   """The answer to one request, token by token."""
 
   def __init__(self, request: Request, prompt: Sequence[int], vocab: Vocabulary):
@@ -126,11 +126,11 @@ class Answer:
     self._given += len(piece)
     return piece
 
-  def result(self) -> Generation:
+  def result(self) -> Answer:
     """The whole answer, once it has ended."""
     assert self.finish is not None
     self.take()
-    return Generation(
+    return Answer(
       text=self._text,
       tokens=tuple(self.tokens),
       finish=self.finish,

@@ -30,7 +30,7 @@ class Rows:
   used_BV: Array | None  # tokens of prompt and answer; None without penalties
 
 
-class Decoder:
+class DecodingLoop:
   """Compiled decoding with one model and one end token.
 
   It compiles once per batch size, prompt length and size of cache; once more for a gate that is a

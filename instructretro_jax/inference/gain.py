@@ -11,17 +11,15 @@ import jax
 import numpy as np
 
 from instructretro_jax.array_types import Array, Params
-from instructretro_jax.inference.answer import Answer, Generation, Request, as_window
+from instructretro_jax.inference.answer import Answer, PartialAnswer, Request, as_window
 from instructretro_jax.inference.decode import without_retrieval
-from instructretro_jax.inference.generate import NUM_NEIGHBOURS, Generator, power_of_2
 from instructretro_jax.inference.likelihood import log_probs
+from instructretro_jax.inference.sampler import NUM_NEIGHBOURS, Sampler, power_of_2
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.retrieval.retriever import Neighbour
 
 
-def token_gains(
-  generator: Generator, request: Request, answer: Generation
-) -> list[tuple[str, float]]:
+def token_gains(sampler: Sampler, request: Request, answer: Answer) -> list[tuple[str, float]]:
   """The text of each token of an answer, and its log-probability (nats) at the request's gate
   minus that at a gate of 0.
 
@@ -33,12 +31,12 @@ def token_gains(
   """
   if request.gate == 0:
     raise ValueError('the gate of the request is 0: nothing was read, so nothing was gained')
-  config, pad_id = generator.config, generator.vocab.pad_id
-  prompt = generator.tokenize(request.prompt)
+  config, pad_id = sampler.config, sampler.vocab.pad_id
+  prompt = sampler.tokenize(request.prompt)
   if not answer.tokens:
     return []
   C, T = config.chunk_len, len(answer.tokens)
-  chunks = _neighbours_of_chunks(generator, request, answer, prompt)
+  chunks = _neighbours_of_chunks(sampler, request, answer, prompt)
   num_new, num_prompt = -(-T // C), -(-len(prompt) // C)
   if config.decoder.positions != 'learned':
     num_new = power_of_2(num_new)  # so that few lengths are compiled; padding needs positions too
@@ -59,25 +57,25 @@ def token_gains(
   windows = [as_window(found, K, 2 * C, pad_id) for found in chunks]
   read = [np.stack(x)[None] for x in zip(*windows)]
   run = _scorer(Retro(config), num_new * C)
-  with jax.set_mesh(generator.mesh):
-    opened_1T = run(generator.params, tokens_1L, lengths_1, *read, np.float32(request.gate))
-    closed_1T = run(without_retrieval(generator.params), tokens_1L, lengths_1)
+  with jax.set_mesh(sampler.mesh):
+    opened_1T = run(sampler.params, tokens_1L, lengths_1, *read, np.float32(request.gate))
+    closed_1T = run(without_retrieval(sampler.params), tokens_1L, lengths_1)
   gains = (np.asarray(opened_1T) - np.asarray(closed_1T))[0, :T].tolist()
-  return list(zip(_pieces(generator, request, answer, prompt), gains))
+  return list(zip(_pieces(sampler, request, answer, prompt), gains))
 
 
 def _neighbours_of_chunks(
-  generator: Generator, request: Request, answer: Generation, prompt: Sequence[int]
+  sampler: Sampler, request: Request, answer: Answer, prompt: Sequence[int]
 ) -> list[Sequence[Neighbour]]:
   """Neighbours of each chunk of prompt and answer; none of the last, which nothing reads."""
-  C, vocab = generator.config.chunk_len, generator.vocab
+  C, vocab = sampler.config.chunk_len, sampler.vocab
   num_prompt, num_new = (-(-len(x) // C) for x in (prompt, answer.tokens))
   if request.neighbours:
     own = [Neighbour(tokens=vocab.encode(text), text=text) for text in request.neighbours]
     return [own] * (num_prompt + num_new)
   ends = [len(prompt) - n * C for n in range(1, num_prompt)][::-1]
   texts = [vocab.decode(list(prompt[max(0, end - C) : end])) for end in ends]
-  chunks = list(generator.retriever.find(texts, NUM_NEIGHBOURS)) if texts else []
+  chunks = list(sampler.retriever.find(texts, NUM_NEIGHBOURS)) if texts else []
   found, latest = dict(answer.neighbours), ()
   for n in range(num_new):
     latest = found.get(len(prompt) + n * C, latest)
@@ -85,12 +83,10 @@ def _neighbours_of_chunks(
   return [*chunks, ()]
 
 
-def _pieces(
-  generator: Generator, request: Request, answer: Generation, prompt: Sequence[int]
-) -> list[str]:
+def _pieces(sampler: Sampler, request: Request, answer: Answer, prompt: Sequence[int]) -> list[str]:
   """The text of each token, as it is streamed; none of a stop text."""
   bare = dataclasses.replace(request, stop=(), max_new=len(answer.tokens), stop_at_repetition=False)
-  replay, pieces, room = Answer(bare, prompt, generator.vocab), [], len(answer.text)
+  replay, pieces, room = PartialAnswer(bare, prompt, sampler.vocab), [], len(answer.text)
   for token in answer.tokens:
     replay.add(token)
     pieces.append(replay.take()[:room])

@@ -13,8 +13,8 @@ import numpy as np
 from instructretro_jax.array_types import Array, Params
 from instructretro_jax.inference.answer import as_window
 from instructretro_jax.inference.decode import without_retrieval
-from instructretro_jax.inference.generate import NUM_NEIGHBOURS, Generator, power_of_2
 from instructretro_jax.inference.likelihood import log_probs
+from instructretro_jax.inference.sampler import NUM_NEIGHBOURS, Sampler, power_of_2
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.retrieval.retriever import Neighbour
 
@@ -44,15 +44,15 @@ class Score:
     return fields
 
 
-def score(generator: Generator, text: str, gate: float = 1.0) -> Score:
+def score(sampler: Sampler, text: str, gate: float = 1.0) -> Score:
   """Scores a text, whose chunks are counted from its start, as in training.
 
-  The gate is tried open only if the generator has an encoder and a retriever.
+  The gate is tried open only if the sampler has an encoder and a retriever.
 
   Raises ValueError if the text has fewer than two tokens, or more than there are learned positions.
   """
-  config, vocab = generator.config, generator.vocab
-  C, tokens = config.chunk_len, generator.tokenize(text)
+  config, vocab = sampler.config, sampler.vocab
+  C, tokens = config.chunk_len, sampler.tokenize(text)
   L = len(tokens)
   if L < 2:
     raise ValueError(f'{text!r} is {L} tokens: the first has no probability, so give two or more')
@@ -68,20 +68,20 @@ def score(generator: Generator, text: str, gate: float = 1.0) -> Score:
   is_text_1L = (np.arange(N * C) < L)[None].astype(np.int32)
   run = _scorer(Retro(config))
   as_tuple = lambda nats_1L: (None, *np.asarray(nats_1L)[0, : L - 1].tolist())
-  with jax.set_mesh(generator.mesh):
-    closed = run(without_retrieval(generator.params), tokens_1L, is_text_1L)
+  with jax.set_mesh(sampler.mesh):
+    closed = run(without_retrieval(sampler.params), tokens_1L, is_text_1L)
   opened, neighbours = None, []
-  if generator.has_encoder and generator.retriever is not None:
+  if sampler.has_encoder and sampler.retriever is not None:
     chunks = [vocab.decode(tokens[n : n + C]) for n in range(0, L, C)]
-    neighbours = generator.retriever.find(chunks, NUM_NEIGHBOURS)
+    neighbours = sampler.retriever.find(chunks, NUM_NEIGHBOURS)
     given = [*neighbours, *[[]] * (N - len(neighbours))]
     windows = [as_window(found, NUM_NEIGHBOURS, 2 * C, vocab.pad_id) for found in given]
     windows = [np.stack(x)[None] for x in zip(*windows)]
-    with jax.set_mesh(generator.mesh):
-      nats_1L = run(generator.params, tokens_1L, is_text_1L, *windows, np.float32(gate))
+    with jax.set_mesh(sampler.mesh):
+      nats_1L = run(sampler.params, tokens_1L, is_text_1L, *windows, np.float32(gate))
     opened = as_tuple(nats_1L)
   return Score(
-    pieces=_pieces(generator, tokens),
+    pieces=_pieces(sampler, tokens),
     closed=as_tuple(closed),
     opened=opened,
     neighbours=tuple(map(tuple, neighbours)),
@@ -112,9 +112,9 @@ def _scorer(model: Retro) -> Any:
   return jax.jit(run)
 
 
-def _pieces(generator: Generator, tokens: list[int]) -> tuple[str, ...]:
+def _pieces(sampler: Sampler, tokens: list[int]) -> tuple[str, ...]:
   """The text of each token after those before it; a broken character stands with its last one."""
-  decode, pieces, given = generator.vocab.decode, [], 0
+  decode, pieces, given = sampler.vocab.decode, [], 0
   for n in range(1, len(tokens) + 1):
     text = decode(tokens[:n])
     end = given if text.endswith('\ufffd') and n < len(tokens) else len(text)

@@ -12,29 +12,29 @@ import jax
 from rich.table import Table
 from rich.text import Text
 
-from instructretro_jax.data.packages import cache_folder
-from instructretro_jax.data.prompts import format_of
-from instructretro_jax.inference.answer import Generation, Request
-from instructretro_jax.inference.generate import Generator, find_vocabulary, load_generator
+from instructretro_jax.inference.answer import Answer, Request
+from instructretro_jax.inference.sampler import Sampler, find_vocabulary, load_sampler
 from instructretro_jax.inference.score import Score
-from instructretro_jax.manifest import StageError
+from instructretro_jax.model.sharding import MeshConfig
+from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.questions.prompts import format_of
 from instructretro_jax.retrieval.retriever import open_retriever
-from instructretro_jax.sharding import MeshConfig
+from instructretro_jax.text.packages import cache_folder
 
 _FIELDS = {field.name for field in dataclasses.fields(Request)} - {'prompt'}
 
 
-def open_generator(
+def open_sampler(
   folder: Path, index: Path | None, gate: float | None, tensor: int = 1
-) -> tuple[Generator, float]:
-  """The generator of a checkpoint, and the gate: as given, else open if there is an index.
+) -> tuple[Sampler, float]:
+  """The sampler of a checkpoint, and the gate: as given, else open if there is an index.
 
   What is compiled is kept between calls, in the cache of this package unless JAX has one.
 
   Args:
     tensor: devices of this machine that share each parameter.
 
-  Raises StageError as `load_generator` and `open_retriever` do, or if there is no encoder for an
+  Raises StageError as `load_sampler` and `open_retriever` do, or if there is no encoder for an
   open gate.
   """
   if jax.config.jax_compilation_cache_dir is None:
@@ -43,14 +43,14 @@ def open_generator(
   if gate is None:
     gate = 0.0 if retriever is None else 1.0
   mesh = MeshConfig(data=1, tensor=tensor)
-  generator = load_generator(folder, with_encoder=gate != 0, retriever=retriever, mesh=mesh)
-  if gate != 0 and not generator.has_encoder:
+  sampler = load_sampler(folder, with_encoder=gate != 0, retriever=retriever, mesh=mesh)
+  if gate != 0 and not sampler.has_encoder:
     raise StageError(f'{folder} has no encoder: its gate stays closed, so give --gate=0')
-  return generator, gate
+  return sampler, gate
 
 
 def make_request(
-  generator: Generator,
+  sampler: Sampler,
   template: Request,
   text: str,
   passages: Sequence[str] = (),
@@ -68,17 +68,17 @@ def make_request(
   if history is None:
     prompt = '\n\n'.join([*passages, text])
   else:
-    form = format_of(generator.vocab)
+    form = format_of(sampler.vocab)
     turns = [turn for pair in history for turn in pair]
     prompt, stop = ''.join(form.parts([*turns, text], passages)), (*stop, *form.stop)
-  reads_passages = template.gate != 0 and generator.retriever is None
+  reads_passages = template.gate != 0 and sampler.retriever is None
   neighbours = tuple(passages) if reads_passages else template.neighbours
   return dataclasses.replace(template, prompt=prompt, stop=stop, neighbours=neighbours)
 
 
 def read_requests(
   path: Path,
-  generator: Generator,
+  sampler: Sampler,
   template: Request,
   passages: Sequence[str] = (),
   is_chat: bool = False,
@@ -100,7 +100,7 @@ def read_requests(
         raise ValueError(f'{unknown} is unknown; there are prompt, context and {sorted(_FIELDS)}')
       row |= {name: tuple(row[name]) for name in ('stop', 'neighbours') if name in row}
       filled = dataclasses.replace(template, **row)
-      requests.append(make_request(generator, filled, text, own, () if is_chat else None))
+      requests.append(make_request(sampler, filled, text, own, () if is_chat else None))
     except (ValueError, TypeError) as error:
       raise StageError(f'{path}, line {number}: {error}') from error
   if not requests:
@@ -111,8 +111,8 @@ def read_requests(
 class Dialogue:
   """Questions and answers in turn; the oldest are forgotten when the model has no room for them."""
 
-  def __init__(self, generator: Generator, template: Request, passages: Sequence[str] = ()):
-    self._generator, self._template, self._passages = generator, template, passages
+  def __init__(self, sampler: Sampler, template: Request, passages: Sequence[str] = ()):
+    self._generator, self._template, self._passages = sampler, template, passages
     self._history: list[tuple[str, str]] = []
 
   def ask(self, question: str) -> Iterator[str]:
@@ -132,7 +132,7 @@ class Dialogue:
     self._history.append((question, answer.text))
 
 
-def answer_json(request: Request, answer: Generation) -> dict[str, Any]:
+def answer_json(request: Request, answer: Answer) -> dict[str, Any]:
   """One line of output: prompt and answer, and the neighbours that were found."""
   found = [
     {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from instructretro_jax.manifest import StageError
 from instructretro_jax.model.config import DecoderConfig, RetroConfig, reference_retro_layers
+from instructretro_jax.pipeline.manifest import StageError
 
 FAMILIES = ('gpt2', 'llama', 'mistral', 'qwen2', 'qwen3')
 _CLASSES = {  # of transformers, for what we write

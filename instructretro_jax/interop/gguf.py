@@ -15,9 +15,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from instructretro_jax.array_types import Params
 from instructretro_jax.interop import architectures, tensor_table
-from instructretro_jax.lazy_params import LazyArray, LazyParams, read_all
-from instructretro_jax.manifest import StageError
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
 _NAMES = {
   'token_embd': 'embed_tokens',

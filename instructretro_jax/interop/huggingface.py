@@ -14,12 +14,12 @@ import safetensors
 import safetensors.numpy
 import tokenizers
 
-from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
 from instructretro_jax.interop import architectures, tensor_table
-from instructretro_jax.lazy_params import LazyArray, LazyParams, read_all
-from instructretro_jax.manifest import StageError
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
 CONFIG_FILE = 'config.json'
 TENSOR_FILE = 'model.safetensors'

@@ -14,9 +14,9 @@ import numpy as np
 from instructretro_jax.array_types import Params
 from instructretro_jax.interop import megatron_args, megatron_files, torch_zip
 from instructretro_jax.interop.megatron_layout import CORE, LEGACY, Names, Part, Tensor, tensors
-from instructretro_jax.lazy_params import LazyArray, LazyParams, read_all
-from instructretro_jax.manifest import StageError, write_text
 from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.pipeline.manifest import StageError, write_text
+from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
 _SHOWN = 30  # names of one kind in an error
 _RETRIEVAL = re.compile(r'inter_attention|retriever|cross_attention')

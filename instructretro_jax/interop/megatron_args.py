@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Set
 from typing import Any
 
-from instructretro_jax.manifest import StageError
 from instructretro_jax.model.config import DecoderConfig, RetroConfig, reference_retro_layers
+from instructretro_jax.pipeline.manifest import StageError
 
 _NORMS = {'LayerNorm': 'layernorm', 'RMSNorm': 'rmsnorm'}
 # Arguments that change the mathematics in a way this model has no switch for.

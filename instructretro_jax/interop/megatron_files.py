@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from instructretro_jax.interop import torch_pickle
-from instructretro_jax.manifest import StageError
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.pipeline.manifest import StageError
 
 TRACKER = 'latest_checkpointed_iteration.txt'
 _SHARD = re.compile(r'mp_rank_(\d+)(?:_(\d+))?')

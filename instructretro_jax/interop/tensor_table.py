@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructretro_jax.lazy_params import LazyArray, LazyParams
-from instructretro_jax.manifest import StageError
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.train.lazy_params import LazyArray, LazyParams
 
 Shapes = Mapping[str, tuple[int, ...]]  # of our parameters, by path
 

@@ -15,7 +15,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from instructretro_jax.manifest import StageError
+from instructretro_jax.pipeline.manifest import StageError
 
 STORAGES = {
   'DoubleStorage': np.dtype(np.float64),

@@ -8,7 +8,7 @@ ACTIVATIONS = ('gelu', 'gelu_tanh', 'squared_relu', 'swiglu', 'geglu')
 NORMS = ('layernorm', 'layernorm_1p', 'rmsnorm')
 POSITIONS = ('rotary', 'learned', 'none')
 ATTENTIONS = ('dot_product', 'splash', 'cudnn')
-REMATS = ('none', 'minimal', 'full', 'except_wide', 'dots')
+REMATS = ('none', 'save_nothing', 'save_block_inputs', 'save_narrow_products', 'save_all_products')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class DecoderConfig:
   dtype: str = 'float32'  # of activations; parameters are float32
   attention: str = 'dot_product'  # how causal self-attention is computed (model/causal.py)
   remat: str = 'none'  # what the backward pass computes again (model/remat.py)
-  scan_layers: bool = False  # compile repeating groups of layers once (model/segments.py)
+  scan_layers: bool = False  # compile repeating groups of layers once (model/layer_groups.py)
 
   def __post_init__(self):
     _require_in('activation', self.activation, ACTIVATIONS)

@@ -10,10 +10,10 @@ from instructretro_jax.array_types import Array
 from instructretro_jax.model.attention import Attention, KeyValues
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.cross_attention import ChunkedCrossAttention, Encoded
+from instructretro_jax.model.layer_groups import LayerGroup
 from instructretro_jax.model.layers import FeedForward, Norm, in_memory
 from instructretro_jax.model.remat import rematerialised
-from instructretro_jax.model.segments import Segment
-from instructretro_jax.sharding import constrain
+from instructretro_jax.model.sharding import constrain
 
 
 class SelfAttention(nn.Module):
@@ -88,7 +88,7 @@ class DecoderLayer(nn.Module):
     return constrain(x_BLD, 'batch', 'act_length', 'act_embed')
 
 
-class LayerGroup(nn.Module):
+class ScannedLayers(nn.Module):
   """Layers that follow each other, as the body of a scan."""
 
   config: RetroConfig
@@ -104,17 +104,17 @@ class LayerGroup(nn.Module):
     return x_BLD, None
 
 
-def make_segment(config: RetroConfig, segment: Segment) -> nn.Module:
-  """The module of a segment: a `DecoderLayer`, or a scan over a `LayerGroup`."""
-  if segment.count == 1:
+def make_layers(config: RetroConfig, group: LayerGroup) -> nn.Module:
+  """The module of a group of layers: a `DecoderLayer`, or a scan over `ScannedLayers`."""
+  if group.count == 1:
     methods = ('__call__', 'attend', 'finish')
     return rematerialised(DecoderLayer, config.decoder.remat, methods)(config)
   scanned = nn.scan(
-    LayerGroup,
+    ScannedLayers,
     variable_axes={'params': 0},
     split_rngs={'params': True},
     in_axes=nn.broadcast,
-    length=segment.count,
+    length=group.count,
     metadata_params={nn.PARTITION_NAME: 'layers'},
   )
-  return scanned(config, segment.reads)
+  return scanned(config, group.reads)

@@ -6,8 +6,8 @@ import jax
 from jax.experimental.pallas.ops.tpu import splash_attention
 import jax.numpy as jnp
 
-from instructretro_jax import sharding
 from instructretro_jax.array_types import Array
+from instructretro_jax.model import sharding
 
 # of queries, which read keys up to their end: with 4 blocks 5/8 of all scores
 _CAUSAL_BLOCKS, _LEAST_BLOCK = 4, 128

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.config import DecoderConfig
-from instructretro_jax.sharding import constrain
+from instructretro_jax.model.sharding import constrain
 
 T = TypeVar('T')
 

@@ -12,11 +12,11 @@ _NARROW = ('query', 'key', 'value', 'attended', 'output', 'down')
 # those of linear maps, of 'query' and 'key' also once they are turned, which is what is kept then;
 # 'attended', what attention reads; 'stream', the sum behind each attention.
 _POLICIES = {
-  'minimal': None,
+  'save_nothing': None,
   # inputs of blocks: no block's last product is made again, and no attention kernel runs again
-  'full': jax.checkpoint_policies.save_only_these_names(*_BLOCKS),
-  'except_wide': jax.checkpoint_policies.save_only_these_names(*_NARROW),
-  'dots': jax.checkpoint_policies.save_only_these_names(*_NARROW, 'gate', 'up'),
+  'save_block_inputs': jax.checkpoint_policies.save_only_these_names(*_BLOCKS),
+  'save_narrow_products': jax.checkpoint_policies.save_only_these_names(*_NARROW),
+  'save_all_products': jax.checkpoint_policies.save_only_these_names(*_NARROW, 'gate', 'up'),
 }
 
 

@@ -9,10 +9,10 @@ from instructretro_jax.array_types import Array
 from instructretro_jax.model.attention import KeyValues
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.cross_attention import Encoded, may_read, split_chunks
-from instructretro_jax.model.decoder import make_segment
+from instructretro_jax.model.decoder import make_layers
 from instructretro_jax.model.encoder import NeighbourEncoder
+from instructretro_jax.model.layer_groups import layer_groups
 from instructretro_jax.model.layers import Embedding, Norm
-from instructretro_jax.model.segments import segments
 
 
 def is_open(gate: float | Array) -> bool:
@@ -28,7 +28,7 @@ class Retro(nn.Module):
   def setup(self):
     c = self.config
     self.embedding = Embedding(c.decoder)
-    self.decoder = {segment.key: make_segment(c, segment) for segment in segments(c)}
+    self.decoder = {group.key: make_layers(c, group) for group in layer_groups(c)}
     self.encoder = NeighbourEncoder(c)
     if c.encoder_width is not None:
       self.encoder_embedding = Embedding(c.encoder_stack)
@@ -134,14 +134,14 @@ class Retro(nn.Module):
     x_BLD = self.embedding(tokens_BL, positions_BL)
     gate_B11 = jnp.broadcast_to(jnp.asarray(gate, x_BLD.dtype), x_BLD.shape[:1])[:, None, None]
     keys_values, encoded = [], None
-    for segment in segments(c):
-      layers = self.decoder[segment.key]
-      if is_open(gate) and segment.first == c.retro_layers[0]:
+    for group in layer_groups(c):
+      layers = self.decoder[group.key]
+      if is_open(gate) and group.first == c.retro_layers[0]:
         x_BLD, kept = layers.attend(x_BLD, positions, segments_BL)
         encoded = encode(layers.cross_attention.normalize(x_BLD))
         x_BLD = layers.finish(x_BLD, gate_B11, encoded)
       else:
-        memory = encoded if any(segment.reads) else None
+        memory = encoded if any(group.reads) else None
         x_BLD, kept = layers(x_BLD, positions, segments_BL, gate_B11, memory)
       keys_values.append(kept)
     return self.normalize(x_BLD), tuple(keys_values), encoded

@@ -24,10 +24,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from instructretro_jax import manifest
-from instructretro_jax.pipeline import Experiment
+from instructretro_jax.model.sharding import make_mesh
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.precompile import counts, hlo, operations, steps, topology
-from instructretro_jax.sharding import make_mesh
 
 KIND = 'static estimate'
 CALIBRATED = f'{KIND}, calibrated on one published point'

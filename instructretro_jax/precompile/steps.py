@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
-from instructretro_jax.data.tasks import InstructionTuning, LanguageModel
+from instructretro_jax.examples.tasks import InstructionTuning, LanguageModel
 from instructretro_jax.inference.cache import Cache, compile_step, prefill
 from instructretro_jax.model import flops
+from instructretro_jax.model.layer_groups import one_by_one
 from instructretro_jax.model.retro import Retro, is_open
-from instructretro_jax.model.segments import one_by_one
-from instructretro_jax.pipeline import Experiment
-from instructretro_jax.sharding import batch_sharding, to_spec
+from instructretro_jax.model.sharding import batch_sharding, to_spec
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.loop import Train
 from instructretro_jax.train.state import abstract_params, abstract_state, shardings_of

@@ -14,7 +14,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from instructretro_jax import manifest
+from instructretro_jax.pipeline import manifest
 
 GIB = 2**30
 

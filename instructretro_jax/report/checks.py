@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructretro_jax.manifest import StageError
+from instructretro_jax.pipeline.manifest import StageError
 
 _GAIN = 20.0  # per cent by which retrieval must lower the perplexity of the plain decoder
 _HARM = 5.0  # per cent by which random neighbours must raise it

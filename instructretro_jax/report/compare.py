@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from instructretro_jax import manifest
+from instructretro_jax.pipeline import manifest
 from instructretro_jax.report.tables import (
   CATEGORIES,
   KINDS,

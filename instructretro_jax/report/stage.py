@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
-from instructretro_jax import manifest
-from instructretro_jax.manifest import StageError
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.report import page
 from instructretro_jax.report.checks import checks
 from instructretro_jax.report.tables import print_tables
-from instructretro_jax.stage import Stage
 
 _MAX_POINTS = 250  # of a loss curve; longer ones are averaged
 

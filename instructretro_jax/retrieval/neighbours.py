@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from instructretro_jax.array_store import Array
-from instructretro_jax.data.chunks import ChunkStore
+from instructretro_jax.pipeline.array_store import StoredArray
 from instructretro_jax.retrieval.overlap import copy_rule, shared_run
+from instructretro_jax.text.chunks import ChunkStore
 
 _OVERLAP_SAMPLE = 5000  # chunks
 _SEED_OF_CONTROL = 0
@@ -20,8 +20,8 @@ class NeighbourTable:
   """Saved neighbours of one split, best first."""
 
   def __init__(self, folder: Path, split: str):
-    self._ids = Array(folder, f'{split}-neighbours')
-    self._scores = Array(folder, f'{split}-scores')
+    self._ids = StoredArray(folder, f'{split}-neighbours')
+    self._scores = StoredArray(folder, f'{split}-scores')
 
   def __len__(self) -> int:
     return len(self._ids)

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from instructretro_jax import manifest
-from instructretro_jax.data import vocabulary
-from instructretro_jax.data.chunks import ChunkStore
+from instructretro_jax.pipeline import manifest
 from instructretro_jax.retrieval.embedder import Embedder, EmbedTexts
 from instructretro_jax.retrieval.index import ShardedIndex
+from instructretro_jax.retrieval.index_stage import open_index
 from instructretro_jax.retrieval.minilm import MiniLm
-from instructretro_jax.retrieval.stages import open_index
 from instructretro_jax.retrieval.word_vectors import WordVectors
+from instructretro_jax.text import vocabulary
+from instructretro_jax.text.chunks import ChunkStore
 
 _EMBEDDERS = {kind.__name__: kind for kind in (MiniLm, WordVectors)}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
-from instructretro_jax import manifest
+from instructretro_jax.pipeline import manifest
 from instructretro_jax.retrieval.embedder import EmbedTexts, normalize
 from instructretro_jax.retrieval.minilm import Checkpoint, read_checkpoint
 

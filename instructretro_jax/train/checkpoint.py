@@ -16,11 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import orbax.checkpoint as ocp
 
-from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
-from instructretro_jax.lazy_params import LazyArray, LazyParams
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
-from instructretro_jax.model.segments import locate, one_by_one, unstack_layers
+from instructretro_jax.model.layer_groups import locate, one_by_one, unstack_layers
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.train.lazy_params import LazyArray, LazyParams
 from instructretro_jax.train.state import abstract_params
 from instructretro_jax.train.step import TrainState
 

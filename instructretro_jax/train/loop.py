@@ -12,19 +12,23 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from instructretro_jax import manifest
 from instructretro_jax.array_types import Params
-from instructretro_jax.data import vocabulary
-from instructretro_jax.data.batches import ExampleSource
-from instructretro_jax.data.tasks import InstructionTuning, Task, batches
-from instructretro_jax.hosts import Hosts
+from instructretro_jax.examples.sequences import ExampleSource
+from instructretro_jax.examples.tasks import InstructionTuning, Task, batches
 from instructretro_jax.model.config import RetroConfig, decoder_differences
+from instructretro_jax.model.cross_attention_init import (
+  CrossAttentionInit,
+  fit_from_gpt,
+  init_cross_attention,
+)
+from instructretro_jax.model.layer_groups import one_by_one, stack_layers
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.model.segments import one_by_one, stack_layers
-from instructretro_jax.model.start import CrossAttentionStart, fit_from_gpt, start_cross_attention
+from instructretro_jax.model.sharding import MeshConfig, local_rows, make_mesh, put_batches
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.hosts import Hosts
+from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.retrieval.neighbours import NeighbourTable
-from instructretro_jax.sharding import MeshConfig, local_rows, make_mesh, put_batches
-from instructretro_jax.stage import Stage
+from instructretro_jax.text import vocabulary
 from instructretro_jax.train.checkpoint import (
   Checkpoints,
   load_record,
@@ -60,7 +64,7 @@ class Train(Stage):
       `data_seed` and the row's place in the stream.
     keep_retro: with gate 0, carry the encoder and cross-attention of `init_from` along untouched:
       the optimiser gets them as a group of rate 0.
-    start: how a new cross-attention starts (see model/start.py).
+    start: how a new cross-attention starts (see model/cross_attention_init.py).
     batch_size: sequences a step.
     num_microbatches: parts of a batch that are computed one after the other, to save memory.
     data_seed: decides the order of the examples.
@@ -77,7 +81,7 @@ class Train(Stage):
   gate: float | str
   init_from: str | None = None
   keep_retro: bool = False
-  start: CrossAttentionStart = CrossAttentionStart()
+  init: CrossAttentionInit = CrossAttentionInit()
   seed: int = 0
   data_seed: int = 0
   continue_data: bool = False
@@ -99,9 +103,9 @@ class Train(Stage):
         'other: set mask_neighbours, or is_packed = False'
       )
     if self.keep_retro and self.gate == 0:
-      others = [rate for rate in self.optimizer.group_rates if rate != _FROZEN_RETRIEVAL]
+      others = [rate for rate in self.optimizer.lr_multipliers if rate != _FROZEN_RETRIEVAL]
       rates = (_FROZEN_RETRIEVAL, *others)
-      optimizer = dataclasses.replace(self.optimizer, group_rates=rates)
+      optimizer = dataclasses.replace(self.optimizer, lr_multipliers=rates)
       object.__setattr__(self, 'optimizer', optimizer)
     if self.continue_data and self.init_from is None:
       raise ValueError(
@@ -231,7 +235,7 @@ class Train(Stage):
       return traverse_util.unflatten_dict(given, sep='/')
     params = fresh_params(model, self.seed, abstract)
     if self.gate != 0:
-      params = start_cross_attention(params, self.start)
+      params = init_cross_attention(params, self.init)
     if given:
       params = fit_from_gpt(traverse_util.unflatten_dict(given, sep='/'), params)
     return params

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
-from instructretro_jax.sharding import constrain, num_parts
+from instructretro_jax.model.sharding import constrain, num_parts
 
 # tokens of a part whose logits are formed at a time; with a third of them, the product that gives
 # the head's gradient would take twice its time on a TPU, waiting for memory

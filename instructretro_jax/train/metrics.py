@@ -12,8 +12,8 @@ from clu import metric_writers
 import optax
 import tqdm
 
-from instructretro_jax import manifest
 from instructretro_jax.array_types import Array
+from instructretro_jax.pipeline import manifest
 
 
 class TrainLog:

@@ -16,39 +16,39 @@ from instructretro_jax.array_types import Params
 class OptimizerConfig:
   """AdamW (Loshchilov & Hutter 2019), clipped, with linear warm-up and cosine decay.
 
-  A `final_share` of 1 keeps the rate constant.
+  A `final_lr_fraction` of 1 keeps the rate constant.
 
   Attributes:
-    group_rates: (pattern, multiplier) pairs; the first pattern found in the path of a parameter
+    lr_multipliers: (pattern, multiplier) pairs; the first pattern found in the path of a parameter
       multiplies its learning rate. 0 freezes it: no gradient, no moments, no decay. A parameter
       that no pattern fits has 1.
   """
 
   learning_rate: float
-  final_share: float = 0.1  # of the learning rate, at the last step
-  warmup_share: float = 0.05  # of the steps; 0 begins at the full rate
-  decay_share: float = 1.0  # of the steps, warm-up included; behind it, the final rate
+  final_lr_fraction: float = 0.1  # of the learning rate, at the last step
+  warmup_fraction: float = 0.05  # of the steps; 0 begins at the full rate
+  decay_fraction: float = 1.0  # of the steps, warm-up included; behind it, the final rate
   b1: float = 0.9
   b2: float = 0.95
   weight_decay: float = 0.1  # not of norms, biases and embeddings
   clip_norm: float = 1.0
   moments_dtype: str = 'float32'  # of both moments at rest; 'bfloat16' saves 4 bytes a parameter
-  group_rates: tuple[tuple[str, float], ...] = ()
+  lr_multipliers: tuple[tuple[str, float], ...] = ()
 
 
-def rate_of(path: str, group_rates: tuple[tuple[str, float], ...]) -> float:
+def lr_multiplier(path: str, lr_multipliers: tuple[tuple[str, float], ...]) -> float:
   """The multiplier of the learning rate of one parameter."""
-  return next((rate for pattern, rate in group_rates if re.search(pattern, path)), 1.0)
+  return next((rate for pattern, rate in lr_multipliers if re.search(pattern, path)), 1.0)
 
 
 def split_trainable(
-  params: Params, group_rates: tuple[tuple[str, float], ...]
+  params: Params, lr_multipliers: tuple[tuple[str, float], ...]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   """Flat trainable and frozen parameters by path. Raises ValueError if nothing would train."""
   flat = traverse_util.flatten_dict(params, sep='/')
-  trainable = {path: x for path, x in flat.items() if rate_of(path, group_rates) != 0}
+  trainable = {path: x for path, x in flat.items() if lr_multiplier(path, lr_multipliers) != 0}
   if not trainable:
-    raise ValueError(f'group_rates {group_rates} freeze every parameter')
+    raise ValueError(f'lr_multipliers {lr_multipliers} freeze every parameter')
   return trainable, {path: x for path, x in flat.items() if path not in trainable}
 
 
@@ -59,13 +59,13 @@ def join_params(trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -
 
 def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
   """Learning rate by step."""
-  warmup_steps = max(1, round(config.warmup_share * num_steps)) if config.warmup_share else 0
+  warmup_steps = max(1, round(config.warmup_fraction * num_steps)) if config.warmup_fraction else 0
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
     peak_value=config.learning_rate,
     warmup_steps=warmup_steps,
-    decay_steps=max(warmup_steps + 1, round(config.decay_share * num_steps)),
-    end_value=config.final_share * config.learning_rate,
+    decay_steps=max(warmup_steps + 1, round(config.decay_fraction * num_steps)),
+    end_value=config.final_lr_fraction * config.learning_rate,
   )
 
 
@@ -93,7 +93,7 @@ def make_optimizer(
   config: OptimizerConfig, num_steps: int, trainable: dict[str, jax.Array]
 ) -> optax.GradientTransformation:
   """The optimiser of flat trainable parameters."""
-  rates = {path: rate_of(path, config.group_rates) for path in trainable}
+  rates = {path: lr_multiplier(path, config.lr_multipliers) for path in trainable}
   decayed = {path: is_decayed(path) for path in trainable}
   by_group = optax.stateless(
     lambda updates, _: {path: update * rates[path] for path, update in updates.items()}

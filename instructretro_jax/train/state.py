@@ -15,7 +15,7 @@ import optax
 from instructretro_jax.array_types import Params
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.sharding import param_shardings
+from instructretro_jax.model.sharding import param_shardings
 from instructretro_jax.train.optimizer import OptimizerConfig, make_optimizer, split_trainable
 from instructretro_jax.train.step import TrainState
 
@@ -55,7 +55,7 @@ def abstract_state(
 
   Moments lie as their parameters do; counters are whole on every device.
   """
-  trainable, frozen = split_trainable(params, config.group_rates)
+  trainable, frozen = split_trainable(params, config.lr_multipliers)
   optimizer = make_optimizer(config, num_steps, trainable)
   mesh = next(iter(trainable.values())).sharding.mesh
   everywhere = NamedSharding(mesh, PartitionSpec())

@@ -9,9 +9,9 @@ import math
 import time
 from typing import Any
 
-from instructretro_jax.inference.answer import Generation, Request
+from instructretro_jax.inference.answer import Answer, Request
 from instructretro_jax.inference.gain import token_gains
-from instructretro_jax.inference.generate import Generator
+from instructretro_jax.inference.sampler import Sampler
 from instructretro_jax.inference.session import make_request
 from instructretro_jax.report.page import shade
 from instructretro_jax.retrieval.retriever import Neighbour
@@ -26,7 +26,7 @@ Event = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Question:
+class PageRequest:
   """What the page asks.
 
   Attributes:
@@ -64,7 +64,7 @@ class Question:
         raise ValueError(f'{name}={getattr(self, name)} is not between {low} and {high}')
 
 
-def question_of(content: Any) -> Question:
+def page_request_of(content: Any) -> PageRequest:
   """The question of a JSON object. Raises ValueError that says what is wrong with it."""
   if not isinstance(content, Mapping) or 'text' not in content:
     raise ValueError("a question is a JSON object with a 'text'")
@@ -82,7 +82,7 @@ def question_of(content: Any) -> Question:
     raise ValueError(f'{unknown} is unknown')
   for name in kinds.keys() & fields.keys():
     _check_kind(name, fields[name], kinds[name])
-  return Question(**fields)
+  return PageRequest(**fields)
 
 
 def _check_kind(name: str, value: Any, kind: type) -> None:
@@ -90,16 +90,16 @@ def _check_kind(name: str, value: Any, kind: type) -> None:
     raise ValueError(f'{name}={value!r} is not {_KINDS[kind]}')
 
 
-def why_closed(generator: Generator, has_passages: bool) -> str | None:
+def why_closed(sampler: Sampler, has_passages: bool) -> str | None:
   """Why the gate cannot be opened, in words; None if it can."""
-  if not generator.has_encoder:
+  if not sampler.has_encoder:
     return 'This checkpoint has no encoder, so its gate stays off.'
-  if generator.retriever is None and not has_passages:
+  if sampler.retriever is None and not has_passages:
     return 'There is nothing to read: give a passage, or start the page with an index.'
   return None
 
 
-def events(generator: Generator, question: Question) -> Iterator[Event]:
+def events(sampler: Sampler, question: PageRequest) -> Iterator[Event]:
   """Answers a question; those of several gates grow side by side.
 
   Yields 'start' (what stands in the prompt), 'piece' (more of an answer), 'done' (how an answer
@@ -109,20 +109,20 @@ def events(generator: Generator, question: Question) -> Iterator[Event]:
 
   Raises ValueError if the prompt is too long, or no answer is possible.
   """
-  found = _found(generator, question)
+  found = _found(sampler, question)
   passages = [*question.passages, *(neighbour.text for neighbour in found)]
-  requests, closed = _requests(generator, question, passages)
+  requests, closed = _requests(sampler, question, passages)
   prompt = next(iter(requests.values())).prompt
   given = [{'text': text} for text in question.passages]
   yield {
     'event': 'start',
     'prompt': prompt,
-    'tokens': len(generator.tokenize(prompt)),
+    'tokens': len(sampler.tokenize(prompt)),
     'passages': [*given, *map(_neighbour_json, found)],
   }
   yield from closed
-  answers: dict[str, Generation] = {}
-  streams = {gate: _Stream(generator.stream(request)) for gate, request in requests.items()}
+  answers: dict[str, Answer] = {}
+  streams = {gate: _Stream(sampler.stream(request)) for gate, request in requests.items()}
   while streams:
     for gate, stream in list(streams.items()):
       piece = stream.next()
@@ -134,7 +134,7 @@ def events(generator: Generator, question: Question) -> Iterator[Event]:
       secs = {'secs': stream.secs, 'first_secs': stream.first_secs}
       yield {'event': 'done', 'gate': gate, **secs, **_answer_json(stream.answer)}
   if 'on' in requests:
-    gains = token_gains(generator, requests['on'], answers['on'])
+    gains = token_gains(sampler, requests['on'], answers['on'])
     tokens = [{'text': text, 'gain': gain, 'shade': shade(gain)} for text, gain in gains]
     yield {'event': 'gain', 'gate': 'on', 'tokens': tokens}
   yield {'event': 'end'}
@@ -148,10 +148,10 @@ class _Stream:
     answer: once it has ended.
   """
 
-  def __init__(self, pieces: Stream[str, None, Generation]):
+  def __init__(self, pieces: Stream[str, None, Answer]):
     self._pieces = pieces
     self.secs, self.first_secs = 0.0, None
-    self.answer: Generation | None = None
+    self.answer: Answer | None = None
 
   def next(self) -> str | None:
     """The next piece; None at the end."""
@@ -166,34 +166,34 @@ class _Stream:
     return piece
 
 
-def _found(generator: Generator, question: Question) -> Sequence[Neighbour]:
+def _found(sampler: Sampler, question: PageRequest) -> Sequence[Neighbour]:
   """Passages of the index for the prompt, best first."""
   if not question.num_found:
     return ()
-  if generator.retriever is None:
+  if sampler.retriever is None:
     raise ValueError('no passages can be looked up: start the page with an index')
-  return generator.retriever.find([question.text], question.num_found)[0]
+  return sampler.retriever.find([question.text], question.num_found)[0]
 
 
 def _requests(
-  generator: Generator, question: Question, passages: Sequence[str]
+  sampler: Sampler, question: PageRequest, passages: Sequence[str]
 ) -> tuple[dict[str, Request], list[Event]]:
   """The request of each gate, and events that say which gates cannot be opened."""
   settings = {'temperature': question.temperature, 'seed': question.seed}
   template = Request(prompt=(0,), max_new=question.max_new, stop_at_repetition=True, **settings)
   history, requests, closed = () if question.is_chat else None, {}, []
   for gate in question.gates:
-    reason = why_closed(generator, bool(passages)) if gate == 'on' else None
+    reason = why_closed(sampler, bool(passages)) if gate == 'on' else None
     if reason is not None:
       closed.append({'event': 'closed', 'gate': gate, 'reason': reason})
       continue
     filled = dataclasses.replace(template, gate=float(gate == 'on'))
-    requests[gate] = make_request(generator, filled, question.text, passages, history)
+    requests[gate] = make_request(sampler, filled, question.text, passages, history)
   if not requests:
     raise ValueError(closed[0]['reason'])
-  needed = len(generator.tokenize(next(iter(requests.values())).prompt))
-  C = generator.config.chunk_len
-  room = generator.config.decoder.max_len - C * -(-question.max_new // C)  # gains take whole chunks
+  needed = len(sampler.tokenize(next(iter(requests.values())).prompt))
+  C = sampler.config.chunk_len
+  room = sampler.config.decoder.max_len - C * -(-question.max_new // C)  # gains take whole chunks
   if needed > room:
     raise ValueError(
       f'The prompt is {needed} tokens, passages included, and with {question.max_new} new tokens '
@@ -202,7 +202,7 @@ def _requests(
   return requests, closed
 
 
-def _answer_json(answer: Generation) -> Event:
+def _answer_json(answer: Answer) -> Event:
   read = [
     {'after_tokens': count, 'neighbours': [_neighbour_json(n) for n in found]}
     for count, found in answer.neighbours

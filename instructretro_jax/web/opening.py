@@ -6,22 +6,22 @@ from pathlib import Path
 
 import jax
 
-from instructretro_jax.inference.generate import Generator
-from instructretro_jax.inference.session import open_generator
+from instructretro_jax.inference.sampler import Sampler
+from instructretro_jax.inference.session import open_sampler
 from instructretro_jax.train import checkpoint
 
 
 def open_checkpoint(
   folder: Path, index: Path | None, tensor: int = 1
-) -> tuple[Generator, tuple[tuple[str, str], ...]]:
-  """The generator, with its encoder if it has one, and facts by name.
+) -> tuple[Sampler, tuple[tuple[str, str], ...]]:
+  """The sampler, with its encoder if it has one, and facts by name.
 
-  Raises StageError as `open_generator` does.
+  Raises StageError as `open_sampler` does.
   """
   has_encoder = checkpoint.has_encoder(folder)
-  generator, _ = open_generator(folder, index, float(has_encoder), tensor)
-  count = sum(x.size for x in jax.tree.leaves(generator.params))
+  sampler, _ = open_sampler(folder, index, float(has_encoder), tensor)
+  count = sum(x.size for x in jax.tree.leaves(sampler.params))
   facts = [('checkpoint', folder.resolve().name), ('parameters', f'{count:,}')]
   facts.append(('encoder', 'yes' if has_encoder else 'none'))
   facts.append(('index', 'none' if index is None else index.resolve().name))
-  return generator, tuple(facts)
+  return sampler, tuple(facts)

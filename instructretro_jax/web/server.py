@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from instructretro_jax import report
-from instructretro_jax.inference.generate import Generator
+from instructretro_jax.inference.sampler import Sampler
 from instructretro_jax.report.page import GAIN_STEPS
 from instructretro_jax.web import exchange
 
@@ -41,7 +41,7 @@ _POLICY = (
 
 
 def make_app(
-  generator: Generator, about: Sequence[tuple[str, str]], hosts: Sequence[str] = LOOPBACK
+  sampler: Sampler, about: Sequence[tuple[str, str]], hosts: Sequence[str] = LOOPBACK
 ) -> Starlette:
   """The application.
 
@@ -53,11 +53,11 @@ def make_app(
   template, busy = _template(), asyncio.Lock()
   facts = {
     'about': about,
-    'has_encoder': generator.has_encoder,
-    'has_index': generator.retriever is not None,
+    'has_encoder': sampler.has_encoder,
+    'has_index': sampler.retriever is not None,
     'gain_steps': GAIN_STEPS,
     'limits': exchange,
-    'default_question': exchange.Question(text='-'),
+    'default_question': exchange.PageRequest(text='-'),
   }
 
   async def page(request: Request) -> Response:
@@ -75,10 +75,10 @@ def make_app(
       if len(body) > _MOST_BYTES:
         return _error(413, f'a question has at most {_MOST_BYTES} bytes')
     try:
-      question = exchange.question_of(json.loads(body))
+      question = exchange.page_request_of(json.loads(body))
     except ValueError as error:
       return _error(400, str(error))
-    return _Lines(_lines(generator, question, busy))
+    return _Lines(_lines(sampler, question, busy))
 
   return Starlette(
     routes=[Route('/', page), Route('/answer', answer, methods=['POST'])],
@@ -96,15 +96,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _lines(
-  generator: Generator, question: exchange.Question, busy: asyncio.Lock
+  sampler: Sampler, question: exchange.PageRequest, busy: asyncio.Lock
 ) -> AsyncIterator[str]:
   """Events as lines of JSON; closing it ends the generation."""
   if busy.locked():
     yield _line({'event': 'waiting'})
   async with busy:
-    # a thread makes each event; it is not left behind, so the generator is never closed while it
+    # a thread makes each event; it is not left behind, so the sampler is never closed while it
     # runs, and the next question waits until this one has really ended
-    with contextlib.closing(exchange.events(generator, question)) as events:
+    with contextlib.closing(exchange.events(sampler, question)) as events:
       try:
         async for event in iterate_in_threadpool(events):
           yield _line(event)

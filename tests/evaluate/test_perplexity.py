@@ -7,11 +7,11 @@ import pytest
 
 from instructretro_jax.evaluate.perplexity import _row, _token_nats, token_categories
 from instructretro_jax.evaluate.viewer import shared_spans
-from instructretro_jax.lazy_params import LazyArray
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.sharding import ONE_DEVICE, MeshConfig, local_mesh
+from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.train.checkpoint import load_for_use
-from instructretro_jax.train.imported import write_checkpoint
+from instructretro_jax.train.checkpoint_writer import write_checkpoint
+from instructretro_jax.train.lazy_params import LazyArray
 from tests.inference.test_cache import params_of
 from tests.model.test_retro import CONFIG
 

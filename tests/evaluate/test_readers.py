@@ -5,7 +5,6 @@ import importlib.util
 import numpy as np
 import pytest
 
-from instructretro_jax.data.questions import Question
 from instructretro_jax.evaluate.readers import (
   CheckpointReader,
   HuggingFaceReader,
@@ -14,6 +13,7 @@ from instructretro_jax.evaluate.readers import (
   answer_of,
   options_of,
 )
+from instructretro_jax.questions.questions import Question
 
 LIMITS = Limits(prompt_len=150, num_new=6, batch_size=4)
 

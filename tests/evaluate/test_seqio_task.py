@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import seqio
 
-from instructretro_jax.data import vocabulary
-from instructretro_jax.data.questions import Question
 from instructretro_jax.evaluate import seqio_task
+from instructretro_jax.questions.questions import Question
+from instructretro_jax.text import vocabulary
 
 QUESTIONS = [
   Question(f'q{n}', f'ape {n}?', ('bee cat',), answers, 'own', system='')

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from instructretro_jax import stage
-from instructretro_jax.data.questions import Question, Questions
 from instructretro_jax.evaluate import zero_shot
 from instructretro_jax.evaluate.zero_shot import ZeroShot
-from instructretro_jax.retrieval.passages import FindPassages
+from instructretro_jax.pipeline import stage
+from instructretro_jax.questions.questions import Question, Questions
+from instructretro_jax.questions.retrieved_passages import FindPassages
 
 ZERO_SHOT = ZeroShot(
   arms=('imported', 'retro_fit'), num_passages=(0, 2), max_questions=3, prompt_len=150, num_new=4
@@ -31,7 +31,7 @@ def run(run_with_arm):
     stage.manifest.commit(
       run_with_arm / name, stage.manifest.Plan('Given', {}, {}), {}, frozenset({'checkpoints'})
     )
-  stage.run(Questions(sets=(Given(),), heldout_share=1.0), run_with_arm)
+  stage.run(Questions(sets=(Given(),), heldout_fraction=1.0), run_with_arm)
   return run_with_arm
 
 

@@ -11,9 +11,9 @@ from flax import traverse_util
 import jax
 from jax.sharding import AbstractMesh
 
-from instructretro_jax import gin_adapter
 from instructretro_jax.model.config import RetroConfig
-from instructretro_jax.sharding import MESH_AXES
+from instructretro_jax.model.sharding import MESH_AXES
+from instructretro_jax.pipeline import gin_adapter
 from instructretro_jax.train.optimizer import OptimizerConfig
 from instructretro_jax.train.state import abstract_params, abstract_state
 

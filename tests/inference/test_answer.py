@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from instructretro_jax.data.vocabulary import HuggingFaceVocabulary
-from instructretro_jax.inference.answer import Answer, Request, repeats_at_end
+from instructretro_jax.inference.answer import PartialAnswer, Request, repeats_at_end
+from instructretro_jax.text.vocabulary import HuggingFaceVocabulary
 
 EOS = 256
 
@@ -26,7 +26,7 @@ class Bytes:
 def answer_of(text, piecewise=True, prompt='p', **fields):
   """Pieces and result of an answer whose tokens are the bytes of a text."""
   vocab = Bytes()
-  answer = Answer(Request(prompt=prompt, **fields), vocab.encode(prompt), vocab)
+  answer = PartialAnswer(Request(prompt=prompt, **fields), vocab.encode(prompt), vocab)
   tokens, pieces = text if isinstance(text, list) else vocab.encode(text), []
   for token in tokens:
     answer.add(token)
@@ -56,7 +56,7 @@ def test_a_control_token_ends_an_answer_though_it_has_no_text():
     def decode(self, ids):
       return super().decode([token for token in ids if token != self.end])
 
-  answer = Answer(Request(prompt='p', stop=('<|im_end|>', 'e')), [112], Chat())
+  answer = PartialAnswer(Request(prompt='p', stop=('<|im_end|>', 'e')), [112], Chat())
   for token in [*b'Yo', Chat.end, *b'user']:
     answer.add(token)
   result = answer.result()
@@ -102,7 +102,7 @@ def test_a_word_is_spelt_as_after_the_prompt(tmp_path):
   made.save(str(tmp_path / 'tokenizer.json'))
   vocab = HuggingFaceVocabulary(str(tmp_path / 'tokenizer.json'), '<eos>')
   for prompt, expected in (((1,), ' two one'), ((1, 0), 'two one')):
-    answer = Answer(Request(prompt=prompt), prompt, vocab)
+    answer = PartialAnswer(Request(prompt=prompt), prompt, vocab)
     for token in (2, 1, 0):
       answer.add(token)
     assert answer.result().text == expected

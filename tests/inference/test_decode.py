@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from instructretro_jax.inference import decode as decoding
-from instructretro_jax.inference.decode import Decoder, left_pad, without_retrieval
+from instructretro_jax.inference.decode import DecodingLoop, left_pad, without_retrieval
 from instructretro_jax.inference.sampling import Sampling, choose
 from instructretro_jax.model.retro import Retro
 from tests.inference.greedy import make_decoder
@@ -108,7 +108,7 @@ def test_lengths_are_checked():
 
 
 def decode_in_calls(prompts, counts, sampling, num_new=9):
-  params, decoder = params_of(CONFIG), Decoder(Retro(CONFIG), eos_id=-1, tokens_per_call=4)
+  params, decoder = params_of(CONFIG), DecodingLoop(Retro(CONFIG), eos_id=-1, tokens_per_call=4)
   rows = decoder.begin(params, *left_pad(prompts, 8), gate=0, max_new=num_new, sampling=sampling)
   found = [np.asarray(rows.token_B)[:, None]]
   for count in counts:

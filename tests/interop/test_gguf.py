@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from instructretro_jax.data import packages, vocabulary
-from instructretro_jax.interop import gguf, huggingface, stage
-from instructretro_jax.manifest import StageError
+from instructretro_jax.interop import gguf, huggingface, stages
 from instructretro_jax.model.config import decoder_differences
+from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.text import packages, vocabulary
 from tests.interop.test_huggingface import GOLDEN, flat, logits
 
 _MODULES = {
@@ -82,7 +82,7 @@ def test_equals_the_same_model_from_hugging_face(tmp_path):
 
 def test_tokenizer_of_the_metadata(tmp_path):
   path = write_gguf(tmp_path / 'tiny.gguf')
-  stage.ImportVocabulary(source=str(path)).build(tmp_path, tmp_path / 'vocabulary')
+  stages.ImportVocabulary(source=str(path)).build(tmp_path, tmp_path / 'vocabulary')
   vocab = vocabulary.load(tmp_path / 'vocabulary')
   assert (vocab.vocab_size, vocab.eos_id) == (272, 0)
   for text in TEXTS:
@@ -118,7 +118,7 @@ def test_other_tokenizers_and_other_files_are_refused(tmp_path):
 
 
 def smollm2_file():
-  return gguf.GgufFile(stage.locate('smollm2')[1])
+  return gguf.GgufFile(stages.locate('smollm2')[1])
 
 
 @pytest.fixture(scope='module')
@@ -198,8 +198,8 @@ def test_smollm2_as_transformers_reads_the_same_file(smollm2):
 @pytest.mark.slow
 @pytest.mark.packages
 def test_the_gin_model_is_the_file(smollm2):
-  from instructretro_jax import gin_adapter
   from instructretro_jax.model.config import RetroConfig
+  from instructretro_jax.pipeline import gin_adapter
 
   root = Path(__file__).parent.parent.parent
   named, _ = gin_adapter.configure(RetroConfig, [str(root / 'gin/models/smollm2_135m.gin')])

@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from instructretro_jax.interop import huggingface, tensor_table
-from instructretro_jax.manifest import StageError
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.pipeline.manifest import StageError
 
 GOLDEN = Path(__file__).parent.parent / 'golden' / 'hf'
 FAMILIES = ('gpt2', 'llama', 'mistral', 'qwen2', 'qwen3')

@@ -19,9 +19,9 @@ from instructretro_jax.interop import (
   torch_zip,
 )
 from instructretro_jax.interop.megatron_layout import CORE, LEGACY
-from instructretro_jax.manifest import StageError
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
-from instructretro_jax.train import checkpoint, imported
+from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.train import checkpoint, checkpoint_writer
 from instructretro_jax.train.state import init_params
 from tests.interop import oracles
 
@@ -350,7 +350,7 @@ def test_from_shards_to_a_checkpoint_that_training_opens(tmp_path):
   config, params = make(RELEASED)
   write_legacy(tmp_path / 'theirs', config, params, 2)
   found_config, lazy = megatron.load_lazy(tmp_path / 'theirs')
-  imported.write_checkpoint(tmp_path / 'ours', found_config, lazy, {'vocabulary': 'abc'})
+  checkpoint_writer.write_checkpoint(tmp_path / 'ours', found_config, lazy, {'vocabulary': 'abc'})
   opened_config, opened, record = checkpoint.load_params(tmp_path / 'ours')
   assert opened_config == config and record['vocabulary'] == 'abc'
   assert_same(opened, params)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from instructretro_jax.interop import torch_pickle, torch_zip
-from instructretro_jax.manifest import StageError
+from instructretro_jax.pipeline.manifest import StageError
 
 
 def write_archive(path, program, storages=()):

@@ -28,13 +28,13 @@ FROZEN = (('encoder|cross_attention', 1.0), ('', 0.0))
 B, L, K = 2, 32, 2
 
 
-def compiled_flops(config, gate, group_rates=()):
+def compiled_flops(config, gate, lr_multipliers=()):
   """FLOPs of the matrix products that XLA compiles a train step to."""
   boxed = jax.eval_shape(lambda: init_params(config, 0, gate != 0))
   params = jax.tree.map(lambda x: x.value, boxed, is_leaf=lambda x: hasattr(x, 'value'))
-  trainable, frozen = split_trainable(params, group_rates)
+  trainable, frozen = split_trainable(params, lr_multipliers)
   optimizer = make_optimizer(
-    OptimizerConfig(learning_rate=0.1, group_rates=group_rates), 10, trainable
+    OptimizerConfig(learning_rate=0.1, lr_multipliers=lr_multipliers), 10, trainable
   )
   state = TrainState(
     jax.ShapeDtypeStruct((), jnp.int32),

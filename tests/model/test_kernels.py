@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructretro_jax.model.kernels import attend, attend_by_splash, attend_causally, causal_mask
-from instructretro_jax.sharding import MeshConfig, make_mesh
+from instructretro_jax.model.sharding import MeshConfig, make_mesh
 
 B, L, A = 2, 256, 32
 

@@ -233,7 +233,12 @@ def test_value_shift_reads_the_next_value_within_a_neighbour():
   [
     {'activation': 'swiglu', 'norm': 'layernorm_1p', 'rotary_fraction': 0.5},
     {'activation': 'squared_relu', 'norm': 'layernorm', 'positions': 'learned', 'use_bias': True},
-    {'activation': 'geglu', 'num_kv_heads': 1, 'tie_embeddings': False, 'remat': 'full'},
+    {
+      'activation': 'geglu',
+      'num_kv_heads': 1,
+      'tie_embeddings': False,
+      'remat': 'save_block_inputs',
+    },
     {'activation': 'gelu_tanh', 'positions': 'none', 'final_norm': False, 'dtype': 'bfloat16'},
     {'rotary_interleaved': True},
   ],

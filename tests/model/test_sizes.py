@@ -10,8 +10,8 @@ from flax import traverse_util
 import jax
 import pytest
 
-from instructretro_jax import gin_adapter
 from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.pipeline import gin_adapter
 from instructretro_jax.train.state import init_params
 
 MODELS = Path(__file__).resolve().parents[2] / 'gin' / 'models'

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import seqio
 
-from instructretro_jax import main, manifest, pipeline
-from instructretro_jax.data.batches import Sequences
-from instructretro_jax.data.instructions import Instructions
-from instructretro_jax.data.passage_windows import PassageNeighbours
-from instructretro_jax.data.questions import Question
-from instructretro_jax.data.tasks import InstructionTuning, LanguageModel
+from instructretro_jax import main
+from instructretro_jax.examples.instructions import Instructions
+from instructretro_jax.examples.sequences import Sequences
+from instructretro_jax.examples.tasks import InstructionTuning, LanguageModel
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.model.sharding import MeshConfig, make_mesh
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.precompile import estimate, steps, topology
-from instructretro_jax.sharding import MeshConfig, make_mesh
+from instructretro_jax.questions.passage_windows import PassageNeighbours
+from instructretro_jax.questions.questions import Question
 from instructretro_jax.train import loop
 from instructretro_jax.train.gates import random_gates
 from instructretro_jax.train.optimizer import OptimizerConfig
@@ -60,7 +62,7 @@ def figures(arm, step='train'):
 
 
 def test_the_abstract_state_is_that_of_training(tmp_path):
-  fit = arm('fit', optimizer=OptimizerConfig(learning_rate=1e-3, group_rates=(('norm', 0.0),)))
+  fit = arm('fit', optimizer=OptimizerConfig(learning_rate=1e-3, lr_multipliers=(('norm', 0.0),)))
   mesh = mesh_of(fit)
   abstract = steps.make_step(fit, 'train', mesh).arguments[0]
   with jax.set_mesh(mesh):
@@ -133,7 +135,7 @@ def test_figures_of_a_train_step():
 
 def test_instruction_tuning_with_a_closed_gate_compiles_to_the_gpt():
   task = InstructionTuning(seq_len=4 * C)
-  rates = OptimizerConfig(learning_rate=1e-3, group_rates=(('encoder|cross_attention', 0.0),))
+  rates = OptimizerConfig(learning_rate=1e-3, lr_multipliers=(('encoder|cross_attention', 0.0),))
   gpt = figures(arm('gpt', task, 0.0))
   retro = figures(arm('retro', task, 0.0, keep_retro=True, optimizer=rates), 'instruct')
   assert retro['parameters'] > retro['trained_parameters'] == gpt['parameters']
@@ -143,7 +145,7 @@ def test_instruction_tuning_with_a_closed_gate_compiles_to_the_gpt():
 
 def test_a_frozen_decoder_has_no_moments():
   rates = (('encoder|cross_attention', 1.0), ('', 0.0))
-  frozen = figures(arm('frozen', optimizer=OptimizerConfig(learning_rate=1, group_rates=rates)))
+  frozen = figures(arm('frozen', optimizer=OptimizerConfig(learning_rate=1, lr_multipliers=rates)))
   trained = figures(arm('fit'))
   assert frozen['parameters'] == trained['parameters'] > frozen['trained_parameters']
   assert frozen['argument_bytes'] < trained['argument_bytes']
@@ -165,7 +167,7 @@ def test_which_arm_a_step_is_of():
     arm('fit'),
     arm('tuned', InstructionTuning(seq_len=8), 0.0),
   )
-  experiment = pipeline.Experiment.__new__(pipeline.Experiment)
+  experiment = Experiment.__new__(Experiment)
   object.__setattr__(experiment, 'stages', stages)
   assert steps.find_arm(experiment, 'train').name == 'fit'
   assert steps.find_arm(experiment, 'instruct').name == 'tuned'

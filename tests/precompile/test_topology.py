@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from instructretro_jax import manifest
+from instructretro_jax.pipeline import manifest
 from instructretro_jax.precompile import topology
 
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 import re
 
-from instructretro_jax import manifest
+from instructretro_jax.pipeline import manifest
 from instructretro_jax.report.stage import Report
 from instructretro_jax.report.tables import CATEGORIES, RUNS
 

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from instructretro_jax import stage
+from instructretro_jax.pipeline import stage
 from tests.report import synthetic
 
 # A headless window cannot be as narrow as a phone, a frame can.

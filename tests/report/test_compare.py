@@ -5,7 +5,8 @@ import json
 from click.testing import CliRunner
 import pytest
 
-from instructretro_jax import main, manifest
+from instructretro_jax import main
+from instructretro_jax.pipeline import manifest
 from instructretro_jax.report import compare
 from tests.report import synthetic
 

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from instructretro_jax import stage
-from instructretro_jax.manifest import StageError
+from instructretro_jax.pipeline import stage
+from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.report import page, tables
 from instructretro_jax.report.stage import read_curve
 from tests.report import synthetic

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from instructretro_jax.manifest import StageError
+from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.report import tables
 from instructretro_jax.report.checks import checks
 from tests.report import synthetic

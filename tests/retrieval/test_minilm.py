@@ -9,9 +9,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from instructretro_jax import manifest
-from instructretro_jax.data import packages
+from instructretro_jax.pipeline import manifest
 from instructretro_jax.retrieval.minilm import MiniLm, read_checkpoint
+from instructretro_jax.text import packages
 
 GOLDEN = Path(__file__).parent.parent / 'golden' / 'minilm.json'
 TEXTS = ['ape bee', '', 'cat', 'dog ' * 30, 'ape bee cat dog eel', 'fox ' * 17, 'zebra']

@@ -5,12 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from instructretro_jax.array_store import write_shard
-from instructretro_jax.retrieval.neighbours import (
-  NeighbourTable,
-  drop_own,
-  random_neighbours,
-)
+from instructretro_jax.pipeline.array_store import write_shard
+from instructretro_jax.retrieval.neighbours import NeighbourTable, drop_own, random_neighbours
 
 
 def test_hits_of_the_own_document_are_dropped_and_the_rest_moves_up():

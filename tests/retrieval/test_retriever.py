@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from instructretro_jax import manifest, stage
-from instructretro_jax.data import vocabulary
-from instructretro_jax.data.chunks import ChunkStore, chunk_text
+from instructretro_jax.pipeline import manifest, stage
+from instructretro_jax.retrieval.index_stage import BuildIndex
 from instructretro_jax.retrieval.retriever import open_retriever
-from instructretro_jax.retrieval.stages import BuildIndex
+from instructretro_jax.text import vocabulary
+from instructretro_jax.text.chunks import ChunkStore, chunk_text
 
 
 @pytest.fixture

@@ -9,15 +9,17 @@ import shutil
 import numpy as np
 import pytest
 
-from instructretro_jax import stage
-from instructretro_jax.array_store import Array
-from instructretro_jax.data import vocabulary
-from instructretro_jax.data.chunks import SPLITS, ChunkStore, chunk_text
+from instructretro_jax.pipeline import stage
+from instructretro_jax.pipeline.array_store import StoredArray
+from instructretro_jax.retrieval.embeddings import Embeddings
 from instructretro_jax.retrieval.index import ExactIndex
+from instructretro_jax.retrieval.index_stage import BuildIndex, open_index
 from instructretro_jax.retrieval.minilm import MiniLm
 from instructretro_jax.retrieval.neighbours import NeighbourTable
-from instructretro_jax.retrieval.stages import BuildIndex, Embeddings, FindNeighbours, open_index
+from instructretro_jax.retrieval.neighbours_stage import FindNeighbours
 from instructretro_jax.retrieval.word_vectors import WordVectors
+from instructretro_jax.text import vocabulary
+from instructretro_jax.text.chunks import SPLITS, ChunkStore, chunk_text
 
 
 def _bytes(folder):
@@ -43,7 +45,7 @@ def test_embeddings_are_those_of_the_texts(run_folder, bert_folder):
   embed = WordVectors(str(bert_folder)).load(run_folder / 'embeddings')
   for split in SPLITS:
     store = ChunkStore(run_folder / 'chunks', split)
-    vectors = Array(run_folder / 'embeddings', f'{split}-embeddings')
+    vectors = StoredArray(run_folder / 'embeddings', f'{split}-embeddings')
     assert vectors.shard_lens == store.tokens.shard_lens
     texts = [chunk_text(store, vocab, chunk) for chunk in range(len(store))]
     np.testing.assert_allclose(vectors[:], embed(texts), atol=1e-6)
@@ -57,7 +59,7 @@ def test_chunks_without_text_have_no_vector_whatever_the_embedder(run_folder, be
   stage.run(Embeddings(name='bert', embedder=embedder), run_folder)
   for split in SPLITS:
     by_bert, by_words = (
-      Array(run_folder / name, f'{split}-embeddings')[:].any(axis=1)
+      StoredArray(run_folder / name, f'{split}-embeddings')[:].any(axis=1)
       for name in ('bert', 'embeddings')
     )
     np.testing.assert_array_equal(by_bert, by_words)
@@ -83,7 +85,10 @@ def test_neighbours_never_come_from_the_own_document(run_folder):
   present = ids >= 0
   own = database.document[:, None]
   assert (database.document[ids] != own)[present].all()
-  assert present[:, 0].sum() == Array(run_folder / 'embeddings', 'train-embeddings')[:].any(1).sum()
+  assert (
+    present[:, 0].sum()
+    == StoredArray(run_folder / 'embeddings', 'train-embeddings')[:].any(1).sum()
+  )
   # the continuation is no leak either: give each chunk a token that names its document
   marked = ChunkStore(run_folder / 'chunks', 'train')
   assert len(marked.document) == len(database)  # read before its tokens are replaced
@@ -117,10 +122,10 @@ def test_neighbours_are_the_nearest_of_the_other_documents(run_folder):
   stage.run(BuildIndex(), run_folder)
   database = ChunkStore(run_folder / 'chunks', 'train')
   stage.run(FindNeighbours(num_searched=len(database), num_saved=5), run_folder)
-  vectors = Array(run_folder / 'embeddings', 'train-embeddings')[:]
+  vectors = StoredArray(run_folder / 'embeddings', 'train-embeddings')[:]
   for split in SPLITS:
     table = NeighbourTable(run_folder / 'neighbours', split)
-    queries = Array(run_folder / 'embeddings', f'{split}-embeddings')[:]
+    queries = StoredArray(run_folder / 'embeddings', f'{split}-embeddings')[:]
     for chunk in np.flatnonzero(queries.any(axis=1)):
       scores = vectors @ queries[chunk]
       if split == 'train':
@@ -171,7 +176,7 @@ def test_statistics_see_copies_and_random_text(run_folder):
 def test_index_in_shards_finds_what_one_exact_index_finds(run_folder, shards):
   counts = stage.run(BuildIndex(shards=shards, recall_queries=10), run_folder).counts
   assert (counts['kind'], counts['recall@2'], counts['measured_on']) == ('exact', 1, 'heldout')
-  vectors = Array(run_folder / 'embeddings', 'train-embeddings')[:]
+  vectors = StoredArray(run_folder / 'embeddings', 'train-embeddings')[:]
   found = open_index(run_folder / 'index').search(vectors, 12)
   for x, y in zip(found, ExactIndex.build(vectors).search(vectors, 12)):
     np.testing.assert_array_equal(x, y)

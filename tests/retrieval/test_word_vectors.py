@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from instructretro_jax import manifest
+from instructretro_jax.pipeline import manifest
 from instructretro_jax.retrieval import word_vectors
 from instructretro_jax.retrieval.word_vectors import WordVectors
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import seqio
 
-from instructretro_jax import manifest
-from instructretro_jax.data import vocabulary
-from instructretro_jax.data.instructions import Instructions
-from instructretro_jax.data.passage_windows import PassageNeighbours
-from instructretro_jax.data.questions import Question
-from instructretro_jax.data.tasks import InstructionTuning
+from instructretro_jax.examples.instructions import Instructions
+from instructretro_jax.examples.tasks import InstructionTuning
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.sharding import MeshConfig, make_mesh
+from instructretro_jax.model.sharding import MeshConfig, make_mesh
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.questions.passage_windows import PassageNeighbours
+from instructretro_jax.questions.questions import Question
+from instructretro_jax.text import vocabulary
 from instructretro_jax.train import loop
 from instructretro_jax.train.checkpoint import load_params
 from instructretro_jax.train.optimizer import OptimizerConfig, make_optimizer, split_trainable

@@ -9,10 +9,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from instructretro_jax import manifest
-from instructretro_jax.data.batches import example_ids
+from instructretro_jax.examples.sequences import example_ids
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
-from instructretro_jax.model.segments import one_by_one
+from instructretro_jax.model.layer_groups import one_by_one
+from instructretro_jax.pipeline import manifest
 from instructretro_jax.train import loop
 from instructretro_jax.train.checkpoint import load_params
 from instructretro_jax.train.optimizer import OptimizerConfig

@@ -10,8 +10,8 @@ from instructretro_jax.train.optimizer import (
   OptimizerConfig,
   is_decayed,
   join_params,
+  lr_multiplier,
   make_optimizer,
-  rate_of,
   schedule,
   split_trainable,
 )
@@ -24,15 +24,15 @@ RATES = (('encoder', 2.0), ('norm', 0.0))
 
 
 def test_first_pattern_wins():
-  assert rate_of('encoder/norm', RATES) == 2.0
-  assert rate_of('decoder_0/mlp/norm', RATES) == 0.0
-  assert rate_of('decoder_0/mlp/kernel', RATES) == 1.0
+  assert lr_multiplier('encoder/norm', RATES) == 2.0
+  assert lr_multiplier('decoder_0/mlp/norm', RATES) == 0.0
+  assert lr_multiplier('decoder_0/mlp/kernel', RATES) == 1.0
 
 
 def test_frozen_parameters_have_no_state_and_come_back():
   trainable, frozen = split_trainable(PARAMS, RATES)
   assert set(frozen) == {'decoder_0/mlp/norm/scale'}
-  config = OptimizerConfig(learning_rate=0.1, group_rates=RATES)
+  config = OptimizerConfig(learning_rate=0.1, lr_multipliers=RATES)
   state = make_optimizer(config, 10, trainable).init(trainable)
   sizes = [x.size for x in jax.tree.leaves(state)]
   assert sum(sizes) == 2 * 8 + 2  # two moments of the two kernels, and two counters
@@ -41,9 +41,9 @@ def test_frozen_parameters_have_no_state_and_come_back():
 
 def test_rates_scale_updates_and_norms_do_not_decay():
   config = OptimizerConfig(
-    learning_rate=0.1, group_rates=(('encoder', 2.0),), warmup_share=0.0, weight_decay=0.5
+    learning_rate=0.1, lr_multipliers=(('encoder', 2.0),), warmup_fraction=0.0, weight_decay=0.5
   )
-  trainable, _ = split_trainable(PARAMS, config.group_rates)
+  trainable, _ = split_trainable(PARAMS, config.lr_multipliers)
   optimizer = make_optimizer(config, 10, trainable)
   state = optimizer.init(trainable)
   zeros = jax.tree.map(jnp.zeros_like, trainable)
@@ -83,7 +83,9 @@ def test_narrow_moments_are_close_and_narrow():
 
 
 def test_schedule_ends_at_its_share():
-  rate = schedule(OptimizerConfig(learning_rate=1.0, final_share=0.1, warmup_share=0.1), 100)
+  rate = schedule(
+    OptimizerConfig(learning_rate=1.0, final_lr_fraction=0.1, warmup_fraction=0.1), 100
+  )
   assert float(rate(0)) == 0
   assert float(rate(10)) == pytest.approx(1.0)
   assert float(rate(100)) == pytest.approx(0.1)
@@ -95,9 +97,11 @@ def test_freezing_everything_is_refused():
 
 
 def test_schedule_may_end_early_and_begin_at_once():
-  config = OptimizerConfig(learning_rate=1.0, warmup_share=0.0, decay_share=0.5)
+  config = OptimizerConfig(learning_rate=1.0, warmup_fraction=0.0, decay_fraction=0.5)
   rate = schedule(config, 100)
   assert float(rate(0)) == 1 and float(rate(25)) == pytest.approx(0.55)
   assert float(rate(50)) == float(rate(100)) == pytest.approx(0.1)
-  constant = schedule(OptimizerConfig(learning_rate=1.0, warmup_share=0.0, final_share=1.0), 100)
+  constant = schedule(
+    OptimizerConfig(learning_rate=1.0, warmup_fraction=0.0, final_lr_fraction=1.0), 100
+  )
   assert {float(constant(n)) for n in (0, 1, 50, 100)} == {1.0}

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructretro_jax.manifest import StageError, to_json
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
-from instructretro_jax.sharding import MeshConfig, make_mesh
+from instructretro_jax.model.sharding import MeshConfig, make_mesh
+from instructretro_jax.pipeline.manifest import StageError, to_json
 from instructretro_jax.train import checkpoint
 from instructretro_jax.train.optimizer import OptimizerConfig
 from instructretro_jax.train.state import (
@@ -25,7 +25,7 @@ CONFIG = RetroConfig(
   encoder_layers=1,
   cross_attention_layers=(0,),
 )
-FREEZE_ENCODER = OptimizerConfig(learning_rate=1e-3, group_rates=(('^encoder', 0.0),))
+FREEZE_ENCODER = OptimizerConfig(learning_rate=1e-3, lr_multipliers=(('^encoder', 0.0),))
 KERNEL = 'decoder_0/mlp/up/kernel'
 
 

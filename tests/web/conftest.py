@@ -7,10 +7,8 @@ import threading
 import pytest
 import uvicorn
 
-from instructretro_jax.inference.generate import Generator
+from instructretro_jax.inference.sampler import Sampler
 from instructretro_jax.web import opening, server
-from tests.inference.conftest import run_with_arm  # noqa: F401
-from tests.retrieval.conftest import bert_folder, run_folder  # noqa: F401
 
 HOSTILE = '<script>document.title = "taken"</script><img src=x onerror="document.title=\'taken\'">'
 
@@ -29,8 +27,8 @@ class HostileRetriever:
 
 
 @pytest.fixture
-def open_generator(run_with_arm, tmp_path, monkeypatch):  # noqa: F811
-  """A function (arm, with_index) -> the generator and what the page says of it.
+def open_sampler(run_with_arm, tmp_path, monkeypatch):  # noqa: F811
+  """A function (arm, with_index) -> the sampler and what the page says of it.
 
   Letters that are no word are tokens here, so the positions of the fixture would not hold a chat.
   """
@@ -41,17 +39,17 @@ def open_generator(run_with_arm, tmp_path, monkeypatch):  # noqa: F811
     narrow, about = opening.open_checkpoint(run_with_arm / arm, index)
     decoder = dataclasses.replace(narrow.config.decoder, max_len=1024)
     config = dataclasses.replace(narrow.config, decoder=decoder)
-    return Generator(config, narrow.params, narrow.vocab, narrow.retriever), about
+    return Sampler(config, narrow.params, narrow.vocab, narrow.retriever), about
 
   return open_
 
 
 @contextlib.contextmanager
-def serving(generator, about):
+def serving(sampler, about):
   """The address of the page, served by another thread at a free port."""
   with server.listen('127.0.0.1', 0) as listener:
     config = uvicorn.Config(
-      server.make_app(generator, about), log_level='warning', timeout_graceful_shutdown=2
+      server.make_app(sampler, about), log_level='warning', timeout_graceful_shutdown=2
     )
     service = uvicorn.Server(config)
     thread = threading.Thread(target=service.run, kwargs={'sockets': [listener]})

@@ -40,10 +40,10 @@ def text_of(page, selector):
   return page.run(f'document.querySelector({selector!r}).textContent')
 
 
-def test_a_question_is_answered_with_the_gate_off_and_on(page, open_generator, tmp_path):
-  generator, about = open_generator()
-  generator.retriever = HostileRetriever(generator.retriever)
-  with serving(generator, about) as url:
+def test_a_question_is_answered_with_the_gate_off_and_on(page, open_sampler, tmp_path):
+  sampler, about = open_sampler()
+  sampler.retriever = HostileRetriever(sampler.retriever)
+  with serving(sampler, about) as url:
     page.resize(1280, 900)
     page.open(url)
     ask(page, f'ape bee cat {HOSTILE}', num_found=2, passages='kite lynx\n\njay', temperature=1)
@@ -81,9 +81,9 @@ def test_a_question_is_answered_with_the_gate_off_and_on(page, open_generator, t
   assert page.complaints == []
 
 
-def test_an_answer_can_be_stopped_and_asked_again(page, open_generator):
-  generator, about = open_generator()
-  with serving(generator, about) as url:
+def test_an_answer_can_be_stopped_and_asked_again(page, open_sampler):
+  sampler, about = open_sampler()
+  with serving(sampler, about) as url:
     page.open(url)
     ask(page, 'ape bee cat', max_new=800, gate='off', temperature=1)
     page.wait_for('document.querySelector("#off .answer").textContent.length > 20')
@@ -100,9 +100,9 @@ def test_an_answer_can_be_stopped_and_asked_again(page, open_generator):
   assert page.complaints == []
 
 
-def test_errors_stand_on_the_page(page, open_generator, monkeypatch):
-  generator, about = open_generator('imported', with_index=False)
-  with serving(generator, about) as url:
+def test_errors_stand_on_the_page(page, open_sampler, monkeypatch):
+  sampler, about = open_sampler('imported', with_index=False)
+  with serving(sampler, about) as url:
     page.open(url)
     assert page.run('document.querySelectorAll("article").length') == 1
     assert page.run('document.querySelectorAll("input:disabled").length') == 5
@@ -113,7 +113,7 @@ def test_errors_stand_on_the_page(page, open_generator, monkeypatch):
     wait_for_the_end(page)
     assert text_of(page, '#off .answer')
     with monkeypatch.context() as patch:
-      patch.setattr(generator, 'stream', lambda request: iter(1 / 0 for _ in range(1)))
+      patch.setattr(sampler, 'stream', lambda request: iter(1 / 0 for _ in range(1)))
       ask(page, 'ape')
       page.wait_for('document.getElementById("error").textContent')
       assert 'broke off' in text_of(page, '#error')

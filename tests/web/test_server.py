@@ -15,19 +15,19 @@ import uvicorn
 from instructretro_jax import main
 from instructretro_jax.inference.answer import Request
 from instructretro_jax.inference.session import make_request
-from instructretro_jax.manifest import StageError
+from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.web import exchange, server
 from tests.web.conftest import serving
 
 TEXT = 'ape bee cat '
 
 
-def client_of(generator, about=()):
-  return TestClient(server.make_app(generator, about), base_url='http://127.0.0.1')
+def client_of(sampler, about=()):
+  return TestClient(server.make_app(sampler, about), base_url='http://127.0.0.1')
 
 
-def answer_to(generator, **question):
-  response = client_of(generator).post('/answer', json={'max_new': 20, **question})
+def answer_to(sampler, **question):
+  response = client_of(sampler).post('/answer', json={'max_new': 20, **question})
   assert response.status_code == 200, response.text
   assert response.headers['content-type'].startswith('application/x-ndjson')
   return [json.loads(line) for line in response.text.splitlines()]
@@ -41,22 +41,22 @@ def only(events, name):
   return [event for event in events if event['event'] == name]
 
 
-def test_both_answers_are_those_of_the_generator(open_generator):
-  generator, _ = open_generator()
+def test_both_answers_are_those_of_the_generator(open_sampler):
+  sampler, _ = open_sampler()
   asked = {'text': TEXT, 'passages': ['kite lynx ', 'jay '], 'num_found': 2, 'seed': 7}
-  events = answer_to(generator, **asked, temperature=1)
+  events = answer_to(sampler, **asked, temperature=1)
   (start,) = only(events, 'start')
-  found = generator.retriever.find([TEXT], 2)[0]
+  found = sampler.retriever.find([TEXT], 2)[0]
   texts = ['kite lynx ', 'jay ', *(n.text for n in found)]
   assert [passage['text'] for passage in start['passages']] == texts
   assert [passage['document'] for passage in start['passages'][2:]] == [n.document for n in found]
   template = Request(prompt=(0,), max_new=20, temperature=1.0, seed=7, stop_at_repetition=True)
   for gate in ('off', 'on'):
     opened = Request(**{**vars(template), 'gate': float(gate == 'on')})
-    request = make_request(generator, opened, TEXT, texts, ())
+    request = make_request(sampler, opened, TEXT, texts, ())
     assert start['prompt'] == request.prompt
-    assert start['tokens'] == len(generator.tokenize(request.prompt))
-    (expected,) = generator.generate([request])
+    assert start['tokens'] == len(sampler.tokenize(request.prompt))
+    (expected,) = sampler.generate([request])
     assert text_of(events, gate) == expected.text != ''
     (done,) = [event for event in only(events, 'done') if event['gate'] == gate]
     assert (done['finish'], done['tokens']) == (expected.finish, len(expected.tokens))
@@ -75,12 +75,12 @@ def test_both_answers_are_those_of_the_generator(open_generator):
   assert any(token['shade'] for token in gain['tokens'])
   assert events[-1] == {'event': 'end'}
   # text is continued as it is
-  (start,) = only(answer_to(generator, text=TEXT, is_chat=False, gates=['off']), 'start')
+  (start,) = only(answer_to(sampler, text=TEXT, is_chat=False, gates=['off']), 'start')
   assert (start['prompt'], start['passages']) == (TEXT, [])
 
 
-def test_what_cannot_be_opened_stays_closed_and_says_why(open_generator):
-  decoder, _ = open_generator('imported')
+def test_what_cannot_be_opened_stays_closed_and_says_why(open_sampler):
+  decoder, _ = open_sampler('imported')
   events = answer_to(decoder, text=TEXT, num_found=1)
   assert 'no encoder' in only(events, 'closed')[0]['reason'] and not only(events, 'gain')
   assert text_of(events, 'off') and not text_of(events, 'on')
@@ -88,7 +88,7 @@ def test_what_cannot_be_opened_stays_closed_and_says_why(open_generator):
   (error,) = answer_to(decoder, text=TEXT, gates=['on'])
   assert error['event'] == 'error' and 'no encoder' in error['message']
 
-  alone, _ = open_generator(with_index=False)
+  alone, _ = open_sampler(with_index=False)
   assert 'nothing to read' in only(answer_to(alone, text=TEXT), 'closed')[0]['reason']
   events = answer_to(alone, text=TEXT, passages=['kite lynx '], temperature=1)
   assert text_of(events, 'on') and not only(events, 'closed')
@@ -100,8 +100,8 @@ def test_what_cannot_be_opened_stays_closed_and_says_why(open_generator):
   assert 'is 1001 tokens' in error['message'] and 'there is room for 1000' in error['message']
 
 
-def test_the_page_trusts_only_what_it_brought(open_generator):
-  client = client_of(open_generator('imported', with_index=False)[0], [('checkpoint', '<b>&')])
+def test_the_page_trusts_only_what_it_brought(open_sampler):
+  client = client_of(open_sampler('imported', with_index=False)[0], [('checkpoint', '<b>&')])
   pages = [client.get('/') for _ in range(2)]
   policies = [page.headers['content-security-policy'] for page in pages]
   nonces = [re.search(r"script-src 'nonce-([\w-]{16,})'", policy)[1] for policy in policies]
@@ -148,7 +148,7 @@ def test_the_page_trusts_only_what_it_brought(open_generator):
 )
 def test_a_wrong_question_is_refused_in_words(content, message):
   with pytest.raises(ValueError, match=message):
-    exchange.question_of(content)
+    exchange.page_request_of(content)
 
 
 def ask(url, **question):
@@ -159,9 +159,9 @@ def ask(url, **question):
   return connection, connection.getresponse()
 
 
-def test_one_at_a_time_and_a_closed_connection_ends_its_generation(open_generator, monkeypatch):
-  generator, about = open_generator('imported', with_index=False)
-  ended, stream = threading.Event(), generator.stream
+def test_one_at_a_time_and_a_closed_connection_ends_its_generation(open_sampler, monkeypatch):
+  sampler, about = open_sampler('imported', with_index=False)
+  ended, stream = threading.Event(), sampler.stream
 
   def endless(request):
     try:
@@ -171,11 +171,11 @@ def test_one_at_a_time_and_a_closed_connection_ends_its_generation(open_generato
     finally:
       ended.set()
 
-  with serving(generator, about) as url:
-    monkeypatch.setattr(generator, 'stream', endless)
+  with serving(sampler, about) as url:
+    monkeypatch.setattr(sampler, 'stream', endless)
     connection, response = ask(url)
     assert [json.loads(response.readline())['event'] for _ in range(3)] == ['start'] + ['piece'] * 2
-    monkeypatch.setattr(generator, 'stream', stream)
+    monkeypatch.setattr(sampler, 'stream', stream)
     second = ask(url, max_new=3)[1]
     assert json.loads(second.readline()) == {'event': 'waiting'}
     assert not ended.is_set()
@@ -186,7 +186,7 @@ def test_one_at_a_time_and_a_closed_connection_ends_its_generation(open_generato
     assert rest[0] == 'start' and rest[-1] == 'end'
     # one that leaves while it waits takes nobody's turn
     ended.clear()
-    monkeypatch.setattr(generator, 'stream', endless)
+    monkeypatch.setattr(sampler, 'stream', endless)
     connection, response = ask(url)
     assert [json.loads(response.readline())['event'] for _ in range(2)] == ['start', 'piece']
     waiting, second = ask(url)
@@ -194,7 +194,7 @@ def test_one_at_a_time_and_a_closed_connection_ends_its_generation(open_generato
     for each in (second, waiting, response, connection):
       each.close()
     assert ended.wait(timeout=30)
-    monkeypatch.setattr(generator, 'stream', stream)
+    monkeypatch.setattr(sampler, 'stream', stream)
     assert json.loads(ask(url, max_new=3)[1].read().splitlines()[-1]) == {'event': 'end'}
 
 

@@ -1,0 +1,33 @@
+"""The command `compare`. What it uses is imported when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument(
+  'roots', nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option('--baseline', default='gpt_fit', show_default=True, help='Arm without retrieval.')
+@click.option('--json', 'target', type=click.Path(path_type=Path), help='Write all numbers here.')
+def compare(roots: tuple[Path, ...], baseline: str, target: Path | None) -> None:
+  """Prints perplexities of runs that differ in their seed: means and spread.
+
+  Example: instructretro compare runs/long/0 runs/long/1 runs/long/2 --json=long.json
+  """
+  from rich.console import Console
+
+  from instructretro_jax.pipeline import manifest
+  from instructretro_jax.report import compare as comparison
+  from instructretro_jax.report.tables import for_console
+
+  found = comparison.compare(roots, baseline=baseline)
+  console = Console()
+  for table in comparison.tables(found):
+    console.print(for_console(table))
+  if target is not None:
+    manifest.write_text(target, json.dumps(found, indent=1) + '\n')

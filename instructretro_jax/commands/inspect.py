@@ -1,0 +1,27 @@
+"""The command `inspect`. What it uses is imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument('folder', type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option('--chunk', type=int, help='Print this chunk and its neighbours (run folder).')
+@click.option('--split', default='heldout', show_default=True, help='Split of --chunk.')
+def inspect(folder: Path, chunk: int | None, split: str) -> None:
+  """Prints a stage folder in words, or a chunk of a run folder with its neighbours.
+
+  Of a stage with a checkpoint, also its parameters by group and its model.
+
+  Examples: instructretro inspect runs/quickstart/index;
+  instructretro inspect runs/quickstart --chunk=12
+  """
+  from instructretro_jax.commands import inspection
+
+  if chunk is None:
+    click.echo(inspection.describe_stage(folder))
+  else:
+    click.echo(inspection.describe_chunk(folder, split, chunk))

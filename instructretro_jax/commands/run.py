@@ -1,0 +1,74 @@
+"""The command `run`, and how gin files and overrides are given to it and to others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+GIN_OPTIONS = {'ignore_unknown_options': True, 'allow_extra_args': True}
+
+
+def gin_bindings(arguments: list[str]) -> list[str]:
+  """Turns `--gin.NAME=VALUE` into `NAME = VALUE`. Raises UsageError for anything else."""
+  bindings = []
+  for argument in arguments:
+    name, equals, value = argument.removeprefix('--gin.').partition('=')
+    if not argument.startswith('--gin.') or not equals:
+      raise click.UsageError(f'{argument!r} is unknown; overrides look like --gin.NUM_STEPS=10')
+    bindings.append(f'{name} = {value}')
+  return bindings
+
+
+@click.command(context_settings=GIN_OPTIONS)
+@click.option('--gin_file', 'gin_files', multiple=True, required=True, help='Experiment file.')
+@click.option('--root', default='runs/quickstart', show_default=True, help='Folder of the run.')
+@click.option('--only', help='Stages to run, separated by commas.')
+@click.option('--from', 'start', help='First stage to run.')
+@click.option('--to', 'stop', help='Last stage to run.')
+@click.option('--rebuild', help='Stages to make anew, with all that read them.')
+@click.option('--dry_run', is_flag=True, help='Say what would run, and run nothing.')
+@click.option(
+  '--coordinator', envvar='JAX_COORDINATOR_ADDRESS', help='HOST:PORT of process 0, if many.'
+)
+@click.option('--num_processes', type=int, envvar='JAX_NUM_PROCESSES', help='How many there are.')
+@click.option('--process_id', type=int, envvar='JAX_PROCESS_ID', help='Which this is, from 0.')
+@click.pass_context
+def run(
+  context,
+  gin_files,
+  root,
+  only,
+  start,
+  stop,
+  rebuild,
+  dry_run,
+  coordinator,
+  num_processes,
+  process_id,
+) -> None:
+  """Brings the stages of an experiment up to date.
+
+  On many hosts, the same command runs on each, with one --root that all of them see. TPU pods,
+  Slurm and Open MPI are recognised; elsewhere, give the last three options.
+
+  Example: instructretro run --gin_file=experiments/quickstart/run.gin --gin.PRETRAIN_STEPS=100
+  """
+  from instructretro_jax.pipeline import experiment, gin_adapter, hosts, manifest, stage
+
+  configured, operative = gin_adapter.configure(
+    experiment.Experiment, gin_files, gin_bindings(context.args)
+  )
+  folder = Path(root)
+  chosen = {'only': _split(only), 'start': start, 'stop': stop}
+  if dry_run:
+    for member in configured.select(**chosen):
+      click.echo(f'{member.name}: {stage.status(member, folder)}')
+    return
+  here = hosts.join(coordinator, num_processes, process_id)
+  here.on_main(lambda: manifest.write_text(folder / 'operative_config.gin', operative))
+  experiment.run(configured, folder, **chosen, rebuild=_split(rebuild), log=click.echo, hosts=here)
+
+
+def _split(names: str | None) -> tuple[str, ...]:
+  return tuple(names.split(',')) if names else ()

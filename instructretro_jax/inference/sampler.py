@@ -1,0 +1,300 @@
+"""Text from a checkpoint: many requests in batches, or one as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Generator as Stream
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Protocol
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+import tqdm
+
+from instructretro_jax.array_types import Params
+from instructretro_jax.inference.answer import Answer, PartialAnswer, Request, as_window
+from instructretro_jax.inference.decode import DecodingLoop, left_pad, with_neighbours
+from instructretro_jax.inference.sampling import Sampling
+from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.retro import Retro
+from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.retrieval.retriever import Neighbour
+from instructretro_jax.text import vocabulary
+from instructretro_jax.train import checkpoint
+
+TOKENS_PER_CALL = 16  # between looks at the text; what is decoded past a stop is dropped
+NUM_NEIGHBOURS = 2  # K, of live retrieval
+
+
+class Retriever(Protocol):
+  def find(self, texts: Sequence[str], num_neighbours: int) -> list[list[Neighbour]]:
+    """The neighbours of each text, best first."""
+
+
+_Window = tuple[np.ndarray, np.ndarray]  # tokens of neighbours, and which of them are real
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+  """What requests of one batch share, so that batches of few shapes are compiled."""
+
+  prompt_len: int  # P
+  max_new: int  # tokens that the cache has room for
+  is_open: bool
+  num_neighbours: int  # K
+  retrieval_step: int | None  # of live retrieval
+
+
+class Sampler:
+  """Continues prompts.
+
+  A request gets the same text by itself and in any batch, up to the rounding of sums in float32:
+  only requests that pad to the same shape meet in a batch, and draws depend on the request alone.
+
+  Args:
+    params: of the decoder alone, if no gate will be open.
+    retriever: for requests with an open gate that bring no neighbours.
+    batch_size: the most rows that are decoded together.
+    mesh: what the parameters are spread over, and the work with them; by default one device.
+  """
+
+  def __init__(
+    self,
+    config: RetroConfig,
+    params: Params,
+    vocab: vocabulary.Vocabulary,
+    retriever: Retriever | None = None,
+    batch_size: int = 8,
+    mesh: Mesh | None = None,
+  ):
+    self.config, self.params, self.vocab = config, params, vocab
+    self.retriever, self.batch_size = retriever, batch_size
+    self.mesh = mesh or local_mesh(ONE_DEVICE)
+    self._decoder = _decoder(Retro(config), vocab.eos_id)
+
+  @property
+  def has_encoder(self) -> bool:
+    return 'encoder' in self.params
+
+  def generate(self, requests: Sequence[Request], show_progress: bool = False) -> list[Answer]:
+    """The answer to each request. Raises ValueError for one that cannot be met."""
+    answers = [PartialAnswer(r, self.tokenize(r.prompt), self.vocab) for r in requests]
+    groups: dict[_Shape, list[PartialAnswer]] = {}
+    for answer in answers:
+      groups.setdefault(self._shape(answer), []).append(answer)
+    with tqdm.tqdm(total=len(answers), desc='generate', disable=not show_progress) as bar:
+      for shape, members in groups.items():
+        for start in range(0, len(members), self.batch_size):
+          batch = members[start : start + self.batch_size]
+          # one size of batches for many requests, few sizes for few: each is compiled
+          many = len(members) > self.batch_size
+          num_rows = self.batch_size if many else power_of_2(len(batch))
+          for _ in self._run(batch, shape, num_rows, TOKENS_PER_CALL):
+            pass
+          bar.update(len(batch))
+    return [answer.result() for answer in answers]
+
+  def stream(self, request: Request) -> Stream[str, None, Answer]:
+    """Yields the answer in pieces of whole characters; the sampler's value is the answer."""
+    answer = PartialAnswer(request, self.tokenize(request.prompt), self.vocab)
+    for _ in self._run([answer], self._shape(answer), num_rows=1, tokens_per_call=1):
+      if piece := answer.take():
+        yield piece
+    return answer.result()
+
+  def tokenize(self, text: str | Sequence[int]) -> list[int]:
+    """The tokens of a text; tokens are taken as they are."""
+    return self.vocab.encode(text) if isinstance(text, str) else list(text)
+
+  def _shape(self, answer: PartialAnswer) -> _Shape:
+    request, C = answer.request, self.config.chunk_len
+    shape = _Shape(
+      prompt_len=C * _bucket(-(-len(answer.prompt) // C)),
+      max_new=C * -(-request.max_new // C),
+      is_open=request.gate != 0,
+      num_neighbours=len(request.neighbours) or NUM_NEIGHBOURS,
+      retrieval_step=None,
+    )
+    if not shape.is_open:
+      return dataclasses.replace(shape, num_neighbours=0)
+    if not self.has_encoder:
+      raise ValueError(f'gate={request.gate}, but there is no encoder here: only a gate of 0 works')
+    if request.neighbours:
+      return shape
+    if self.retriever is None:
+      raise ValueError(
+        f'gate={request.gate}, but nothing to read: give neighbours, or an index to find them in'
+      )
+    step = request.retrieval_step or C
+    if step < 1 or step % C:
+      raise ValueError(f'retrieval_step={step} is no multiple of the chunk length {C}')
+    return dataclasses.replace(shape, retrieval_step=step)
+
+  def _run(
+    self, answers: list[PartialAnswer], shape: _Shape, num_rows: int, tokens_per_call: int
+  ) -> Iterator[None]:
+    """Decodes a batch, filled up to `num_rows`; yields after each look at the new tokens."""
+    num_added = num_rows - len(answers)
+    fill = lambda rows: [*rows, *[rows[0]] * num_added]
+    requests = fill([answer.request for answer in answers])
+    prompts = left_pad(fill([answer.prompt for answer in answers]), shape.prompt_len)
+    sampling, gate, given = _sampling(requests), 0, ()
+    if shape.is_open:
+      gate = np.array([request.gate for request in requests], np.float32)
+      given = _stacked(fill(self._neighbours_of_prompts(answers, shape)))
+    most_new = max(request.max_new for request in requests)
+    with jax.set_mesh(self.mesh):
+      rows = self._decoder.begin(
+        self.params, *prompts, *given, gate=gate, max_new=most_new, sampling=sampling
+      )
+    new_BT, num_new, count = np.asarray(rows.token_B)[:, None], 0, 1
+    while True:
+      for answer, row in zip(answers, new_BT):
+        for token in row[:count].tolist():
+          answer.add(token)
+      num_new += count  # the last of them is not in the cache
+      yield
+      is_done = [answer.finish is not None for answer in answers]
+      if all(is_done):
+        return
+      rows = rows.replace(is_done_B=np.array([*is_done, *[True] * num_added]))
+      count = min(tokens_per_call, most_new - num_new)
+      if step := shape.retrieval_step:
+        if num_new % step == 0:
+          windows = self._neighbours_of_last_chunks(answers, shape)
+          rows = with_neighbours(rows, *_stacked(fill(windows)))
+        count = min(count, step - num_new % step)
+      with jax.set_mesh(self.mesh):
+        rows, new_BT = self._decoder.advance(
+          self.params, rows, gate=gate, count=count, sampling=sampling
+        )
+      new_BT = np.asarray(new_BT)
+
+  def _neighbours_of_prompts(
+    self, answers: Sequence[PartialAnswer], shape: _Shape
+  ) -> list[_Window]:
+    """Neighbours of every chunk of each prompt: tokens and mask, [N, K, R] each."""
+    C, N = self.config.chunk_len, shape.prompt_len // self.config.chunk_len
+    windows = []
+    for answer in answers:
+      if shape.retrieval_step is None:
+        texts = answer.request.neighbours
+        own = [Neighbour(tokens=self.vocab.encode(text), text=text) for text in texts]
+        found = [own] * N
+      else:
+        # chunks end where the prompt ends (Wang et al. 2023, section 3): the first may be short
+        ends = range(len(answer.prompt), 0, -C)
+        found = self._find([answer.prompt[max(0, end - C) : end] for end in ends], shape)[::-1]
+        answer.neighbours.append((len(answer.prompt), tuple(found[-1])))
+      empty = [[]] * (N - len(found))  # chunks of padding
+      windows.append(_stacked([self._window(neighbours, shape) for neighbours in empty + found]))
+    return windows
+
+  def _neighbours_of_last_chunks(
+    self, answers: Sequence[PartialAnswer], shape: _Shape
+  ) -> list[_Window]:
+    """Neighbours of the last C tokens of each row that goes on, [K, R]; none of the others."""
+    C, going = self.config.chunk_len, [answer for answer in answers if answer.finish is None]
+    found = iter(self._find([(answer.prompt + answer.tokens)[-C:] for answer in going], shape))
+    windows = []
+    for answer in answers:
+      neighbours = next(found) if answer.finish is None else []
+      if answer.finish is None:
+        answer.neighbours.append((len(answer.prompt) + len(answer.tokens), tuple(neighbours)))
+      windows.append(self._window(neighbours, shape))
+    return windows
+
+  def _find(self, chunks: Sequence[Sequence[int]], shape: _Shape) -> list[list[Neighbour]]:
+    texts = [self.vocab.decode(list(chunk)) for chunk in chunks]
+    return self.retriever.find(texts, shape.num_neighbours)
+
+  def _window(self, neighbours: Sequence[Neighbour], shape: _Shape) -> _Window:
+    window_len = 2 * self.config.chunk_len
+    return as_window(neighbours, shape.num_neighbours, window_len, self.vocab.pad_id)
+
+
+def load_sampler(
+  folder: Path,
+  *,
+  with_encoder: bool = True,
+  retriever: Retriever | None = None,
+  mesh: MeshConfig = ONE_DEVICE,
+) -> Sampler:
+  """The sampler of a training stage's folder, or of an imported checkpoint's.
+
+  Args:
+    with_encoder: False reads no parameter of encoder and cross-attention; every gate is 0 then.
+    mesh: of devices of this process.
+
+  Raises StageError if there is no checkpoint, or not the vocabulary that it was trained with.
+  """
+  devices = local_mesh(mesh)
+  config, params = checkpoint.load_for_use(folder, devices, with_encoder)
+  return Sampler(config, params, find_vocabulary(folder), retriever, mesh=devices)
+
+
+def find_vocabulary(folder: Path) -> vocabulary.Vocabulary:
+  """The vocabulary of a checkpoint: in its own folder if imported, else in that of the run.
+
+  Raises StageError if it is not there, or is another than that of the training.
+  """
+  expected = checkpoint.load_record(folder)['vocabulary']
+  for place in (folder, folder.parent / 'vocabulary'):
+    names = (vocabulary.HUGGING_FACE_FILE, vocabulary.SENTENCEPIECE_FILE)
+    if any((place / name).exists() for name in names):
+      vocab = vocabulary.load(place)
+      if vocabulary.fingerprint(vocab) == expected:
+        return vocab
+      raise manifest.StageError(
+        f'{folder} was trained with another vocabulary than that of {place}'
+      )
+  raise manifest.StageError(
+    f'neither {folder} nor {folder.parent / "vocabulary"} has a vocabulary: keep a checkpoint in '
+    'its run folder'
+  )
+
+
+@functools.lru_cache(maxsize=4)
+def _decoder(model: Retro, eos_id: int) -> DecodingLoop:
+  """Checkpoints of one model share what is compiled."""
+  return DecodingLoop(model, eos_id, TOKENS_PER_CALL)
+
+
+def _sampling(requests: Sequence[Request]) -> Sampling:
+  """Settings of the rows, None where no row uses them."""
+
+  def column(name: str, neutral: float, dtype: type) -> np.ndarray | None:
+    values = [getattr(request, name) for request in requests]
+    return None if all(v == neutral for v in values) else np.array(values, dtype)
+
+  temperature_B = column('temperature', 0, np.float32)
+  penalty_B = column('penalty', 1, np.float32)
+  if temperature_B is None:
+    return Sampling(penalty_B=penalty_B)
+  return Sampling(
+    seed_B=np.array([request.seed for request in requests], np.uint32),
+    temperature_B=temperature_B,
+    top_k_B=column('top_k', 0, np.int32),
+    top_p_B=column('top_p', 1, np.float32),
+    penalty_B=penalty_B,
+  )
+
+
+def _stacked(windows: Sequence[_Window]) -> _Window:
+  tokens, masks = zip(*windows)
+  return np.stack(tokens), np.stack(masks)
+
+
+def power_of_2(count: int) -> int:
+  """The next power of two, so that few sizes are compiled."""
+  return 1 << (count - 1).bit_length()
+
+
+def _bucket(count: int) -> int:
+  """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most half as much again."""
+  power = power_of_2(count)
+  return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power

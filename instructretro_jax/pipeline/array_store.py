@@ -1,0 +1,120 @@
+"""Fixed-width arrays on disk or in a bucket, written in shards and read as one, by TensorStore."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from pathlib import Path
+import shutil
+
+import numpy as np
+import tensorstore as ts
+
+_ROWS_PER_FILE = 1 << 16
+_BLOCK_BYTES = 1 << 14  # of a file, read and unpacked at once: neighbours are rows here and there
+_CACHE_BYTES = 1 << 28
+
+
+def write_shard(folder: Path, name: str, shard: int, array: np.ndarray) -> None:
+  """Writes rows `array` as shard number `shard` of the array `name`; it appears whole or not.
+
+  A shard that is there already is kept: a stage gives the same rows each time.
+  """
+  path = _shard_path(folder, name, shard)
+  if path.exists():
+    return
+  partial = path.with_name(path.name + '.partial')
+  shutil.rmtree(partial, ignore_errors=True)
+  row_shape = array.shape[1:]
+  codecs = [
+    {'name': 'bytes', 'configuration': {'endian': 'little'}},
+    {'name': 'zstd', 'configuration': {'level': 1}},
+  ]
+  blocks = {'chunk_shape': (_rows_per_block(array), *row_shape), 'codecs': codecs}
+  files = {'chunk_shape': (_ROWS_PER_FILE, *row_shape)}
+  spec = {
+    'driver': 'zarr3',
+    'kvstore': {'driver': 'file', 'path': str(partial)},
+    'metadata': {
+      'shape': array.shape,
+      'data_type': array.dtype.name,
+      'chunk_grid': {'name': 'regular', 'configuration': files},
+      'codecs': [{'name': 'sharding_indexed', 'configuration': blocks}],
+    },
+  }
+  store = ts.open(spec, create=True, delete_existing=True).result()
+  if array.size:
+    store.write(array).result()
+  os.replace(partial, path)
+
+
+def _rows_per_block(array: np.ndarray) -> int:
+  """A power of two, since blocks divide a file evenly."""
+  row_bytes = max(1, array.dtype.itemsize * math.prod(array.shape[1:]))
+  return min(_ROWS_PER_FILE, 1 << (max(1, _BLOCK_BYTES // row_bytes).bit_length() - 1))
+
+
+def has_shard(folder: Path, name: str, shard: int) -> bool:
+  """Whether the shard was written whole."""
+  return _shard_path(folder, name, shard).exists()
+
+
+class StoredArray:
+  """A stored array of all its shards, one after the other.
+
+  `array[ids]` gathers rows; a slice or an int works as in numpy. Rows come back as numpy arrays.
+  """
+
+  def __init__(self, folder: Path, name: str):
+    paths = sorted(folder.glob(f'{name}-[0-9]*.zarr'))
+    if not paths:
+      raise FileNotFoundError(f'{folder} holds no array named {name!r}')
+    shards = [_open(str(path)) for path in paths]
+    self.shard_lens = tuple(int(shard.shape[0]) for shard in shards)
+    self._store = ts.concat(shards, axis=0) if len(shards) > 1 else shards[0]
+
+  def __len__(self) -> int:
+    return int(self._store.shape[0])
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return tuple(int(n) for n in self._store.shape)
+
+  @property
+  def dtype(self) -> np.dtype:
+    return np.dtype(self._store.dtype.numpy_dtype)
+
+  def shard_range(self, shard: int) -> tuple[int, int]:
+    """First row of a shard and first row after it."""
+    start = sum(self.shard_lens[:shard])
+    return start, start + self.shard_lens[shard]
+
+  def __getitem__(self, rows) -> np.ndarray:
+    """Gathers rows; repeated and unordered ids are read once, in order of storage."""
+    if isinstance(rows, (slice, int, np.integer)):
+      return np.asarray(self._store[rows].read().result())
+    ids, inverse = np.unique(np.asarray(rows), return_inverse=True)
+    if ids.size and (ids[0] < 0 or ids[-1] >= len(self)):
+      raise IndexError(f'rows {ids[0]}..{ids[-1]} asked of an array with {len(self)} rows')
+    if not ids.size:
+      return np.zeros((*np.shape(rows), *self.shape[1:]), self.dtype)
+    return np.asarray(self._store[ids].read().result())[inverse.reshape(np.shape(rows))]
+
+
+@functools.cache
+def _context() -> ts.Context:
+  return ts.Context({'cache_pool': {'total_bytes_limit': _CACHE_BYTES}})
+
+
+def _open(path: str) -> ts.TensorStore:
+  # any format that TensorStore recognises
+  spec = {'driver': 'auto', 'kvstore': {'driver': 'file', 'path': path}}
+  return ts.open(
+    spec, open=True, read=True, context=_context(), recheck_cached_data='open'
+  ).result()
+
+
+def _shard_path(folder: Path, name: str, shard: int) -> Path:
+  folder.mkdir(parents=True, exist_ok=True)
+  return folder / f'{name}-{shard:05d}.zarr'

@@ -1,0 +1,81 @@
+"""A stage: a pure function from its fields and upstream folders to one folder of files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+import shutil
+from typing import Any, ClassVar
+
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.hosts import ONE, Hosts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """Base of all stages. Subclasses are frozen dataclasses that gin builds.
+
+  Every field is part of the stage's identity and must be JSON-like: numbers, strings, tuples,
+  mappings or other dataclasses. A field that names an upstream stage is listed by `reads`.
+  """
+
+  name: str  # folder below the root of the run
+
+  # Names in the stage folder that no checksum covers: logs hold times of day and speeds.
+  unlisted: ClassVar[frozenset[str]] = frozenset({'logs'})
+  # Whether every process of the run calls `build`, or process 0 alone while the others wait.
+  on_all_hosts: ClassVar[bool] = False
+
+  def reads(self) -> tuple[str, ...]:
+    """Names of the stages whose folders `build` reads."""
+    return ()
+
+  def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Fills `folder` and returns the counts for its manifest.
+
+    Called again after a kill with the files already there: finished shards are kept, and the
+    bytes and counts at the end are those of an uninterrupted call. With `on_all_hosts`, every
+    process returns the same counts, and process 0 writes whatever is not written by all together.
+    """
+    raise NotImplementedError(type(self).__name__)
+
+
+def plan(stage: Stage, root: Path) -> manifest.Plan:
+  """What a stage would do, given the finished stages it reads."""
+  inputs = {name: manifest.read_manifest(root / name).fingerprint for name in stage.reads()}
+  return manifest.Plan(type(stage).__name__, manifest.to_json(stage), inputs)
+
+
+def is_up_to_date(stage: Stage, root: Path) -> bool:
+  """Whether `run` would do nothing. Raises StageError if the folder holds something else."""
+  return manifest.check_plan(root / stage.name, plan(stage, root))
+
+
+def status(stage: Stage, root: Path) -> str:
+  """What `run` would do, in words."""
+  if not all((root / name / manifest.MANIFEST).exists() for name in stage.reads()):
+    return 'would run'
+  try:
+    return 'up to date' if is_up_to_date(stage, root) else 'would run'
+  except manifest.StageError as error:
+    return str(error).splitlines()[0]
+
+
+def run(stage: Stage, root: Path, hosts: Hosts = ONE) -> manifest.Manifest:
+  """Brings the folder of one stage up to date and returns its manifest.
+
+  Every process of the run calls it; what there is to do is decided, and written, by process 0.
+  """
+  folder = root / stage.name
+  asked = plan(stage, root)
+  if not hosts.on_main(lambda: manifest.check_plan(folder, asked)):
+    hosts.on_main(lambda: manifest.begin(folder, asked))
+    build = lambda: stage.build(root, folder)
+    counts = build() if stage.on_all_hosts else hosts.on_main(build)
+    hosts.on_main(lambda: manifest.commit(folder, asked, counts, stage.unlisted))
+  return manifest.read_manifest(folder)
+
+
+def discard(stage: Stage, root: Path) -> None:
+  """Deletes what a stage wrote."""
+  shutil.rmtree(root / stage.name, ignore_errors=True)

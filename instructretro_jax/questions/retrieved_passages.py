@@ -1,0 +1,80 @@
+"""Stage: passages for questions, found in a database by the retriever of its index."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import tqdm
+
+from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.stage import Stage
+from instructretro_jax.questions.questions import SPLITS, Question, read_questions
+from instructretro_jax.retrieval.retriever import Neighbour, Retriever, open_retriever
+from instructretro_jax.text import vocabulary
+
+_QUESTIONS_PER_BLOCK = 256
+_SPARE = 3  # hits that are looked at for each that is kept
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FindPassages(Stage):
+  """Writes, for every question of a split, the best passages: `{split}.jsonl`.
+
+  A passage is a chunk of the database and its continuation; passage_windows.py reads them.
+
+  What is looked for is the question, behind the last turns of its dialogue. A hit next to a better
+  one in the same document is left out: they share a chunk.
+
+  Attributes:
+    num_saved: passages a question.
+    splits: of the questions.
+  """
+
+  name: str = 'passages'
+  questions: str = 'questions'
+  index: str = 'index'
+  vocabulary: str = 'vocabulary'
+  num_saved: int = 20
+  splits: tuple[str, ...] = SPLITS
+
+  def reads(self) -> tuple[str, ...]:
+    return (self.questions, self.index, self.vocabulary)
+
+  def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    retriever = open_retriever(root, vocabulary.load(root / self.vocabulary), self.index)
+    counts = {}
+    for split in self.splits:
+      questions = read_questions(root / self.questions, split)
+      lines = []
+      for start in tqdm.trange(
+        0, len(questions), _QUESTIONS_PER_BLOCK, desc=f'{self.name} {split}'
+      ):
+        block = questions[start : start + _QUESTIONS_PER_BLOCK]
+        for question, found in zip(block, self._find(block, retriever)):
+          lines.append(json.dumps({'id': question.id, 'passages': found}) + '\n')
+      manifest.write_text(folder / f'{split}.jsonl', ''.join(lines))
+      counts[split] = len(questions)
+    return counts
+
+  def _find(self, questions: list[Question], retriever: Retriever) -> list[list[dict[str, Any]]]:
+    texts = [' '.join([*question.history[-2:], question.question]) for question in questions]
+    found = retriever.find(texts, self.num_saved * _SPARE)
+    return [
+      [
+        {'text': n.text, 'document': n.document, 'chunk': n.chunk_id, 'score': round(n.score, 4)}
+        for n in _apart(neighbours)[: self.num_saved]
+      ]
+      for neighbours in found
+    ]
+
+
+def _apart(neighbours: list[Neighbour]) -> list[Neighbour]:
+  """Those that share no chunk with a better one."""
+  kept: list[Neighbour] = []
+  for one in neighbours:
+    if all(one.document != k.document or abs(one.chunk_id - k.chunk_id) > 1 for k in kept):
+      kept.append(one)
+  return kept

@@ -1,0 +1,118 @@
+"""Scanned layers against layers one by one, and what the backward pass keeps."""
+
+import dataclasses
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructretro_jax.model.config import REMATS
+from instructretro_jax.model.layer_groups import (
+  LayerGroup,
+  layer_groups,
+  stack_layers,
+  unstack_layers,
+)
+from instructretro_jax.model.retro import Retro
+from tests.model.test_retro import CONFIG, DECODER, init, make_inputs
+
+
+def with_decoder(**changes):
+  retro = {k: changes.pop(k) for k in ('cross_attention_layers',) if k in changes}
+  return dataclasses.replace(CONFIG, decoder=dataclasses.replace(DECODER, **changes), **retro)
+
+
+@pytest.mark.parametrize(
+  'num_layers, retro, expected',
+  [
+    (
+      48,
+      None,
+      [
+        LayerGroup(0, (False,), 8),
+        LayerGroup(8, (True,)),
+        LayerGroup(9, (False, False, True), 13),
+      ],
+    ),
+    (
+      24,
+      None,
+      [LayerGroup(0, (False,), 8), LayerGroup(8, (True,)), LayerGroup(9, (False, False, True), 5)],
+    ),
+    (4, (1, 3), [LayerGroup(n, (n in (1, 3),)) for n in range(4)]),
+    (5, (0, 4), [LayerGroup(0, (True,)), LayerGroup(1, (False,), 3), LayerGroup(4, (True,))]),
+    (6, range(6), [LayerGroup(0, (True,)), LayerGroup(1, (True,), 5)]),
+  ],
+)
+def test_groups_that_repeat_are_found(num_layers, retro, expected):
+  retro = None if retro is None else tuple(retro)
+  config = with_decoder(num_layers=num_layers, cross_attention_layers=retro, scan_layers=True)
+  assert list(layer_groups(config)) == expected
+  assert [s.key for s in expected][:1] == ['0_to_7' if num_layers > 6 else expected[0].key]
+
+
+def value_and_grads(config, params, inputs, gate):
+  def loss(params):
+    logits = Retro(config).apply({'params': params}, *inputs, gate=gate, method='logits')
+    return jnp.square(jax.nn.log_softmax(logits)).mean()
+
+  return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize('gate', [0, 0.7])
+def test_scanned_equals_one_by_one(gate):
+  plain = with_decoder(num_layers=8, cross_attention_layers=(2, 4, 6))
+  scanned = with_decoder(
+    num_layers=8, cross_attention_layers=(2, 4, 6), scan_layers=True, remat='save_narrow_products'
+  )
+  inputs = make_inputs(length=13)
+  params = init(plain, inputs)
+  stacked = stack_layers(params, scanned)
+  shapes = jax.eval_shape(lambda: nn.unbox(Retro(scanned).init(jax.random.key(0), *inputs)))
+  assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes['params'])
+  jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked, scanned), dict(params))
+  loss, grads = value_and_grads(plain, params, inputs, gate)
+  found, found_grads = value_and_grads(scanned, stacked, inputs, gate)
+  np.testing.assert_allclose(found, loss, rtol=1e-6)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+  jax.tree.map(close, unstack_layers(found_grads, scanned), dict(grads))
+
+
+def test_stacked_parameters_have_a_layers_axis():
+  scanned = with_decoder(num_layers=8, cross_attention_layers=(2, 4, 6), scan_layers=True)
+  inputs = make_inputs()
+  boxed = jax.eval_shape(lambda: Retro(scanned).init(jax.random.key(0), *inputs))['params']
+  flat = traverse_util.flatten_dict(boxed, sep='/')
+  assert flat['decoder_3_to_6/layer_1/mlp/up/kernel'].names == ('layers', 'embed', 'mlp')
+  assert flat['decoder_2/mlp/up/kernel'].names == ('embed', 'mlp')
+
+
+def test_remat_changes_memory_and_nothing_else():
+  make = lambda remat: with_decoder(
+    num_layers=2, cross_attention_layers=(1,), remat=remat, norm='layernorm', use_bias=True
+  )
+  inputs = make_inputs(length=32, batch=4)
+  params = init(make('none'), inputs)
+  expected = value_and_grads(make('none'), params, inputs, 1.0)
+  kept = {}
+  for remat in REMATS:
+    found = value_and_grads(make(remat), params, inputs, 1.0)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)
+    jax.tree.map(close, found, expected)
+    kept[remat] = saved_bytes(make(remat), params, inputs)
+  assert list(kept)[0] == 'none' and list(kept)[1:] == sorted(list(kept)[1:], key=kept.get)
+  assert kept['none'] > kept['save_all_products']
+  assert len(set(kept.values())) == len(REMATS)
+
+
+def saved_bytes(config, params, inputs):
+  """Bytes that the forward pass leaves for the backward pass."""
+
+  def forward(params):
+    apply = lambda p: Retro(config).apply({'params': p}, *inputs, gate=1.0)
+    return jax.vjp(apply, params)[1]
+
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(forward, params)))
