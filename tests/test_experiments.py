@@ -15,7 +15,8 @@ from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.pipeline.experiment import run as run_experiment
 from instructretro_jax.questions import questions
 from instructretro_jax.text.documents import Problems
-from instructretro_jax.train import checkpoint, loop, state
+from instructretro_jax.train import loop, state
+from tests.checkpoints import load_params
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted((ROOT / 'experiments').rglob('*.gin'))
@@ -121,7 +122,7 @@ def test_own_text_runs_whole_and_a_killed_run_ends_the_same(tmp_path, tiny_docum
   said = []
   run_experiment(experiment, tmp_path / 'whole', log=said.append)
   assert all(line.endswith('up to date') for line in said)
-  frozen, _ = checkpoint.load_params(tmp_path / 'whole' / 'retro_frozen')[1:]
-  gpt, _ = checkpoint.load_params(tmp_path / 'whole' / 'gpt')[1:]
+  frozen, _ = load_params(tmp_path / 'whole' / 'retro_frozen')[1:]
+  gpt, _ = load_params(tmp_path / 'whole' / 'gpt')[1:]
   same = jax.tree.map(lambda a, b: bool((a == b).all()), frozen['embedding'], gpt['embedding'])
   assert all(jax.tree.leaves(same))

@@ -14,7 +14,6 @@ from instructretro_jax.pipeline import gin_adapter, manifest
 from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.precompile import topology
 from instructretro_jax.train import loop
-from instructretro_jax.train.optimizer import schedule
 from instructretro_jax.train.state import abstract_params, abstract_state
 
 ROOT = Path(__file__).parent.parent
@@ -44,8 +43,9 @@ def arms_of(path):
 
 @functools.cache
 def params_of(model, with_retrieval):
+  """As trained, with layers scanned."""
   mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-  return abstract_params(model, with_retrieval, mesh)
+  return abstract_params(model, with_retrieval, mesh, scan_layers=True)
 
 
 @functools.cache
@@ -86,7 +86,7 @@ def test_fits_are_as_published(size):
     assert arm.num_steps == pytest.approx(num_steps, rel=2e-3)
     assert arm.num_steps * batch_size == pytest.approx(25e6, rel=1e-4)
     assert (o.learning_rate, o.b1, o.b2, o.weight_decay, o.clip_norm) == (rate, 0.9, 0.95, 0.1, 1)
-    at = schedule(o, arm.num_steps)
+    at = o.schedule(arm.num_steps)
     warm, end = math.ceil(16_667 / batch_size), math.ceil(23.75e6 / batch_size)
     assert float(at(warm // 2)) < 0.6 * rate and float(at(warm + 1)) == pytest.approx(
       rate, rel=1e-3
@@ -106,7 +106,7 @@ def test_instruction_tuning_is_as_published(size):
     o = arm.optimizer
     assert (arm.gate, arm.batch_size, arm.num_steps, arm.task.seq_len) == (0, 128, 1000, 4096)
     assert (o.b1, o.b2, o.weight_decay) == (0.9, 0.98, 0.01)
-    at = schedule(o, arm.num_steps)
+    at = o.schedule(arm.num_steps)
     assert [float(at(n)) for n in (0, 1, 500, 999)] == [pytest.approx(5e-6)] * 4
     rates = dict(arm.task.rates)
     assert sum(rates.values()) == pytest.approx(1)

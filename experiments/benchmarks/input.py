@@ -34,7 +34,7 @@ from instructretro_jax.pipeline import gin_adapter
 from instructretro_jax.pipeline.array_store import write_shard
 from instructretro_jax.retrieval.neighbours import NeighbourTable
 from instructretro_jax.text.chunks import ChunkStore
-from instructretro_jax.train.optimizer import OptimizerConfig
+from instructretro_jax.train.optimizer import AdamW
 from instructretro_jax.train.state import abstract_params, abstract_state, first_state, fresh_params
 from instructretro_jax.train.step import make_train_step
 
@@ -110,7 +110,7 @@ def compile_step(shape: Shape, batch: dict[str, np.ndarray]) -> Callable[[], Non
   config = gin_adapter.configure(RetroConfig, ['gin/models/quickstart.gin'])[0]
   mesh = make_mesh(MeshConfig(), jax.devices()[:1])
   params = abstract_params(config, True, mesh)
-  abstract, optimizer = abstract_state(params, OptimizerConfig(learning_rate=1e-3), 100)
+  abstract, optimizer = abstract_state(params, AdamW(learning_rate=1e-3), 100)
   state = first_state(fresh_params(config, 0, params), optimizer, abstract)
   batch = {name: array for name, array in batch.items() if name != 'chunk_ids'}
   placed = put_batch(batch, mesh, shape.batch_size)

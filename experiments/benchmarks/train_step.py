@@ -73,7 +73,7 @@ def serve_ours(shape: Shape, gate: float) -> None:
   from instructretro_jax.model.flops import train_step_flops
   from instructretro_jax.model.retro import Retro
   from instructretro_jax.model.sharding import MeshConfig, make_mesh
-  from instructretro_jax.train.optimizer import OptimizerConfig
+  from instructretro_jax.train.optimizer import AdamW
   from instructretro_jax.train.state import (
     abstract_params,
     abstract_state,
@@ -96,7 +96,7 @@ def serve_ours(shape: Shape, gate: float) -> None:
     neighbours = draw(N, shape.neighbours, R)
     batch |= {'neighbours': neighbours, 'neighbour_mask': jnp.ones(neighbours.shape, bool)}
   params = abstract_params(config, gate != 0, mesh)
-  abstract, optimizer = abstract_state(params, OptimizerConfig(learning_rate=3e-4), 1000)
+  abstract, optimizer = abstract_state(params, AdamW(learning_rate=3e-4), 1000)
   state = [first_state(fresh_params(config, 0, params), optimizer, abstract)]
   step = jax.jit(make_train_step(Retro(config), optimizer, gate), donate_argnums=0)
   compiled = step.lower(state[0], batch).compile()

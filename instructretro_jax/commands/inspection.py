@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-import re
 
 import numpy as np
 
@@ -31,30 +30,21 @@ def describe_stage(folder: Path) -> str:
   )
 
 
-# the first pattern found in the path of a parameter names its group
-_GROUPS = (
-  ('encoder/', 'encoder'),
-  ('cross_attention/', 'cross-attention'),
-  ('embedding/|^head$', 'embeddings and head'),
-  ('norm/', 'norms'),
-  ('self_attention/', 'decoder self-attention'),
-  ('mlp/', 'MLP'),
-)
-
-
 def describe_parameters(folder: Path) -> str:
   """Parameters of a checkpoint by group, and the model's configuration."""
-  from instructretro_jax.train import checkpoint
+  from instructretro_jax.model.param_groups import PARTS, part_of  # loads JAX: only if used
+  from instructretro_jax.train.checkpoint import Checkpoint
 
-  config, shapes = checkpoint.param_shapes(folder)
-  counts = dict.fromkeys((group for _, group in _GROUPS), 0)
-  for path, shape in shapes.items():
-    group = next(group for pattern, group in _GROUPS if re.search(pattern, path))
-    counts[group] += math.prod(shape)
+  checkpoint = Checkpoint(folder)
+  counts = dict.fromkeys(PARTS, 0)
+  for path, shape in checkpoint.param_shapes().items():
+    counts[part_of(path)] += math.prod(shape)
   total = sum(counts.values())
   lines = [f'parameters {total:,}']
-  lines += [f'  {group:24}{n:16,}{n / total:8.1%}' for group, n in counts.items() if n]
-  return '\n'.join([*lines, f'model {json.dumps(manifest.to_json(config), indent=1)}'])
+  lines += [f'  {part:24}{n:16,}{n / total:8.1%}' for part, n in counts.items() if n]
+  for name in ('model', 'execution'):
+    lines.append(f'{name} {json.dumps(checkpoint.record[name], indent=1)}')
+  return '\n'.join(lines)
 
 
 def describe_chunk(root: Path, split: str, chunk: int, num_neighbours: int = 2) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -13,8 +14,10 @@ import jax
 import numpy as np
 import tqdm
 
+from instructretro_jax.array_types import Params
 from instructretro_jax.evaluate import viewer
 from instructretro_jax.examples.tasks import LanguageModel
+from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.pipeline import manifest
@@ -23,7 +26,7 @@ from instructretro_jax.retrieval.neighbours import NeighbourTable, random_neighb
 from instructretro_jax.retrieval.overlap import copyable, shared_run
 from instructretro_jax.text import vocabulary
 from instructretro_jax.text.chunks import ChunkStore
-from instructretro_jax.train.checkpoint import load_for_use
+from instructretro_jax.train.checkpoint import Checkpoint
 from instructretro_jax.train.step import losses_of_batch
 
 RUNS = ((0, 3), (4, 7), (8, 15), (16, 31), (32, 64))  # tokens shared with the neighbours
@@ -58,7 +61,7 @@ class Perplexity(Stage):
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     vocab = vocabulary.load(root / self.task.vocabulary)
     database = ChunkStore(root / self.task.chunks, 'train')
-    source = self.task.source(root, 'heldout', NeighbourTable)
+    source = self.task.sequences(root, 'heldout')
     count = min(self.num_sequences, len(source))
     ids = np.linspace(0, len(source) - 1, count).astype(np.int64)
     own = source.examples(ids)
@@ -69,9 +72,8 @@ class Perplexity(Stage):
     bytes_BL = vocab.token_bytes()[own['targets']] * own['loss_mask']
     rows, viewed, mesh = [], {}, local_mesh(self.mesh)
     for arm in tqdm.tqdm(self.arms, desc=self.name, unit='arm'):
-      config, params = load_for_use(root / arm, mesh)
-      model = Retro(config)
-      kinds = ('own', 'off', 'random') if 'encoder' in params else ('off',)
+      model, params = Checkpoint(root / arm).load_for_use(mesh)
+      kinds = ('own', 'off', 'random') if has_retrieval(params) else ('off',)
       for kind in kinds:
         with jax.set_mesh(mesh):
           nats_BL = _token_nats(model, params, batches[kind], kind != 'off', self.batch_size)
@@ -138,16 +140,22 @@ def token_categories(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _token_nats(
-  model: Retro, params: Any, batch: dict[str, np.ndarray], is_open: bool, batch_size: int
+  model: Retro, params: Params, batch: dict[str, np.ndarray], is_open: bool, batch_size: int
 ) -> np.ndarray:
   names = ['tokens', 'targets', 'loss_mask', 'segments']
   names += ['neighbours', 'neighbour_mask'] if is_open else []
   gate = 1.0 if is_open else 0
-  losses = jax.jit(lambda params, part: losses_of_batch(model, params, part, gate))
+  losses = _compiled_losses(model, gate)
   parts = []
   for part in _parts({name: batch[name] for name in names}, batch_size):
     parts.append(np.asarray(losses(params, part)))
   return np.concatenate(parts)[: len(batch['tokens'])]
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled_losses(model: Retro, gate: float) -> Callable[..., jax.Array]:
+  """Arms of one model share what is compiled."""
+  return jax.jit(lambda params, part: losses_of_batch(model, params, part, gate))
 
 
 def _parts(batch: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:

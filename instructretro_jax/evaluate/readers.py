@@ -8,7 +8,6 @@ from pathlib import Path
 import re
 from typing import Protocol
 
-import jax
 import numpy as np
 import tqdm
 
@@ -16,7 +15,6 @@ from instructretro_jax.inference.answer import Request
 from instructretro_jax.inference.decode import left_pad
 from instructretro_jax.inference.likelihood import compile_likelihood, pad_options
 from instructretro_jax.inference.sampler import load_sampler
-from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig
 from instructretro_jax.questions.passage_windows import token_windows, windows_of
 from instructretro_jax.questions.prompts import Prompter
@@ -71,9 +69,9 @@ class CheckpointReader:
   def __init__(
     self, folder: Path, limits: Limits, with_encoder: bool, mesh: MeshConfig = ONE_DEVICE
   ):
-    self._generator = load_sampler(folder, with_encoder=with_encoder, mesh=mesh)
-    self._generator.batch_size = limits.batch_size
-    self._limits, self._prompter = limits, Prompter(self._generator.vocab)
+    self._sampler = load_sampler(folder, with_encoder=with_encoder, mesh=mesh)
+    self._sampler.batch_size = limits.batch_size
+    self._limits, self._prompter = limits, Prompter(self._sampler.vocab)
 
   def answers(self, queries: Sequence[Query]) -> list[str]:
     requests = [
@@ -86,11 +84,11 @@ class CheckpointReader:
       )
       for query in queries
     ]
-    return [answer.text for answer in self._generator.generate(requests, show_progress=True)]
+    return [answer.text for answer in self._sampler.generate(requests, show_progress=True)]
 
   def choices(self, queries: Sequence[Query]) -> list[list[float]]:
-    config = self._generator.config
-    C, run = config.chunk_len, compile_likelihood(Retro(config))
+    sampler = self._sampler
+    C, run = sampler.config.chunk_len, compile_likelihood(sampler.model)
     prompts = [_prompt(self._prompter, query, self._limits) for query in queries]
     padded_len = -(-max(map(len, prompts), default=1) // C) * C
     tokens = [
@@ -106,13 +104,11 @@ class CheckpointReader:
       rows = np.arange(start, start + self._limits.batch_size).clip(max=len(queries) - 1)
       inputs = left_pad([prompts[n] for n in rows], padded_len)
       given = pad_options([tokens[n] for n in rows])
-      params = self._generator.params
       read = ()
       if queries[start].encoder_on:
         windows = self._neighbours_of_chunks([queries[n] for n in rows], padded_len // C)
         read = (*windows, np.float32(1))
-      with jax.set_mesh(self._generator.mesh):
-        nats_BO = run(params, *inputs, *given, *read)
+      nats_BO = sampler.on_mesh(run, sampler.params, *inputs, *given, *read)
       found += np.asarray(nats_BO).tolist()
     return [row[: len(options)] for row, options in zip(found, tokens)]
 
@@ -120,7 +116,7 @@ class CheckpointReader:
     """Texts for the encoder."""
     if not query.encoder_on:
       return ()
-    vocab, window_len = self._generator.vocab, 2 * self._generator.config.chunk_len
+    vocab, window_len = self._sampler.vocab, 2 * self._sampler.config.chunk_len
     found = token_windows(query.passages, vocab, self._limits.num_neighbours, window_len)
     return tuple(vocab.decode(piece) for piece in found)
 
@@ -128,7 +124,7 @@ class CheckpointReader:
     self, queries: Sequence[Query], num_chunks: int
   ) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours of every chunk of the prompts: tokens and mask, [B, N, K, R]."""
-    vocab, window_len = self._generator.vocab, 2 * self._generator.config.chunk_len
+    vocab, window_len = self._sampler.vocab, 2 * self._sampler.config.chunk_len
     sizes = (vocab, self._limits.num_neighbours, window_len)
     found = [windows_of(query.passages, *sizes) for query in queries]
     spread = lambda x_KR: np.broadcast_to(x_KR, (num_chunks, *x_KR.shape))

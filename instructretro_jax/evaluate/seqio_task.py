@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from instructretro_jax.evaluate.answers import METRICS, metrics_of
 from instructretro_jax.evaluate.readers import answer_of
+from instructretro_jax.examples.seqio_tasks import SeqioVocabulary
 from instructretro_jax.questions.prompts import Prompter
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.text.vocabulary import Vocabulary
@@ -67,7 +68,8 @@ def register(
     mean = lambda score: 100 * float(np.mean(list(map(score, predictions, targets))))
     return {metric: mean(METRICS[metric]) for metric in metrics_of(questions[0].style)}
 
-  feature = lambda: seqio.Feature(vocab, add_eos=False)
+  theirs = SeqioVocabulary(vocab)
+  feature = lambda: seqio.Feature(theirs, add_eos=False)
   return seqio.TaskRegistry.add(
     name,
     source=seqio.FunctionDataSource(

@@ -27,7 +27,7 @@ from instructretro_jax.questions.passage_windows import read_passages
 from instructretro_jax.questions.prompts import Prompter
 from instructretro_jax.questions.questions import Question, read_questions
 from instructretro_jax.text import vocabulary
-from instructretro_jax.train.checkpoint import has_encoder
+from instructretro_jax.train.checkpoint import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,8 @@ class ZeroShot(Stage):
     return {q.id: q.passages if reads_own(q) else tuple(found[q.id]) for q in questions}
 
   def _systems(self, root: Path, arm: str) -> Iterator[System]:
-    can_be_on = 'on' in self.encoders and arm in self.arms and has_encoder(root / arm)
+    can_be_on = 'on' in self.encoders and arm in self.arms
+    can_be_on = can_be_on and Checkpoint(root / arm).has_encoder()
     for num_passages in self.num_passages:
       for encoder in self.encoders:
         if encoder == 'off' or (num_passages and can_be_on):

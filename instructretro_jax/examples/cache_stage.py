@@ -14,7 +14,6 @@ from instructretro_jax.examples import cached
 from instructretro_jax.examples.tasks import LanguageModel
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.stage import Stage
-from instructretro_jax.retrieval.neighbours import NeighbourTable
 
 _BLOCK = 64  # examples that are joined at once
 
@@ -56,7 +55,7 @@ class Cache(Stage):
     with beam.Pipeline(options=PipelineOptions(list(self.beam_options))) as pipeline:
       shards = pipeline | beam.Create(range(self.num_shards)) | beam.Reshuffle()
       _ = shards | beam.Map(functools.partial(_write, self, root, folder))
-    source = self.task.source(root, cached.SPLIT, NeighbourTable)
+    source = self.task.sequences(root, cached.SPLIT)
     example = {name: array[0] for name, array in source.examples(np.zeros(1, np.int64)).items()}
     cached.finish(folder, self.num_shards, self.num_examples, example)
     return {'examples': self.num_examples, 'examples_of_an_epoch': len(source)}
@@ -64,7 +63,7 @@ class Cache(Stage):
 
 def _write(stage: Cache, root: Path, folder: Path, shard: int) -> None:
   """Writes one shard, on whatever machine Beam runs it."""
-  source = stage.task.source(root, cached.SPLIT, NeighbourTable)
+  source = stage.task.sequences(root, cached.SPLIT)
   first, stop = (n * stage.num_examples // stage.num_shards for n in (shard, shard + 1))
 
   def examples() -> Iterator[dict[str, np.ndarray]]:

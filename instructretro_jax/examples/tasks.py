@@ -1,84 +1,144 @@
-"""Tasks: what an arm is trained on, as seqio tasks over index-addressed sources."""
+"""Tasks: what an arm is trained on, and what follows from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import abc
+from collections.abc import Mapping
 import dataclasses
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
-from instructretro_jax.examples.cached import SPLIT, CachedExamples
 from instructretro_jax.examples.instructions import Instructions
 from instructretro_jax.examples.mixture import Mixture
-from instructretro_jax.examples.sequences import ExampleSource, NeighbourIds, Sequences
+from instructretro_jax.examples.sequences import ExampleSource, Sequences
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.questions.passage_windows import PassageNeighbours, read_passages
 from instructretro_jax.questions.questions import read_questions
+from instructretro_jax.retrieval.neighbours import NeighbourTable
 from instructretro_jax.text import vocabulary
 from instructretro_jax.text.chunks import ChunkStore
 
-
-class OpenTable(Protocol):
-  """Opens the neighbour table of a split; given by the retrieval side."""
-
-  def __call__(self, folder: Path, split: str) -> NeighbourIds: ...
+ArraySpec = tuple[tuple[int, ...], type[np.generic]]  # shape of one example, and dtype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageModel:
+class Task(abc.ABC):
+  """Base of all tasks: frozen dataclasses that gin builds, part of the identity of an arm.
+
+  Attributes:
+    seq_len: L, tokens of a row.
+  """
+
+  vocabulary: str = 'vocabulary'
+  seq_len: int
+  num_neighbours: int = 2  # K
+
+  kind: ClassVar[str]  # of training: 'train' on text, 'instruct' on dialogues
+
+  @abc.abstractmethod
+  def reads(self) -> tuple[str, ...]:
+    """The stages that `source` reads."""
+
+  @abc.abstractmethod
+  def source(self, root: Path, split: str, chunk_len: int | None = None) -> ExampleSource:
+    """The examples of one split.
+
+    Args:
+      chunk_len: C of the model, if it reads neighbours; they come with the examples then.
+    """
+
+  @abc.abstractmethod
+  def gives_neighbours(self, is_open: bool) -> bool:
+    """Whether examples come with neighbours to an arm whose gate is open, or closed."""
+
+  @property
+  def rows_hold_strangers(self) -> bool:
+    """Whether a row holds texts that may not read each other's neighbours."""
+    return False
+
+  def longest(self, source: ExampleSource) -> int:
+    """The most tokens that count as one text: learned positions are needed for so many."""
+    return self.seq_len
+
+  def counts(self, source: ExampleSource) -> dict[str, Any]:
+    """What the manifest of an arm says of its examples."""
+    return {'examples': len(source)}
+
+  def example_specs(self, chunk_len: int, is_open: bool) -> Mapping[str, ArraySpec]:
+    """Shape and dtype of the arrays of an example that the step gets, without reading any.
+
+    Args:
+      is_open: whether the gate of the arm is open.
+    """
+    L, N = self.seq_len, self.seq_len // chunk_len
+    specs = {name: ((L,), np.int32) for name in ('tokens', 'targets', 'segments')}
+    specs['loss_mask'] = ((L,), np.float32)
+    if self.gives_neighbours(is_open):
+      shape = (N, self.num_neighbours, 2 * chunk_len)
+      specs |= {'neighbours': (shape, np.int32), 'neighbour_mask': (shape, np.bool_)}
+    return specs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModel(Task):
   """Next-token prediction on the chunk store, with neighbours if a table is named.
 
   Attributes:
-    cache: the stage (`retrieval.cache.Cache`) that wrote the examples of the training split as
-      sequential files; they are read from there. None: they are joined as they are read.
+    cache: the stage (`examples.cache_stage.Cache`) that wrote the examples of the training split
+      as sequential files; they are read from there. None: they are joined as they are read.
   """
 
   chunks: str = 'chunks'
-  vocabulary: str = 'vocabulary'
   neighbours: str | None = None
-  seq_len: int  # L, tokens
-  num_neighbours: int = 2  # K
   cache: str | None = None
+
+  kind: ClassVar[str] = 'train'
 
   def reads(self) -> tuple[str, ...]:
     if self.cache:
       return (self.cache, self.vocabulary)
     return (self.chunks, self.vocabulary, *([self.neighbours] if self.neighbours else []))
 
-  def source(self, root: Path, split: str, open_table: OpenTable) -> Sequences | CachedExamples:
+  def gives_neighbours(self, is_open: bool) -> bool:
+    return self.neighbours is not None
+
+  def source(self, root: Path, split: str, chunk_len: int | None = None) -> ExampleSource:
     """The examples of one split. Raises StageError if those in the cache are of another task."""
-    if self.cache:
-      return self._cached(root / self.cache, split)
+    return self._cached(root / self.cache, split) if self.cache else self.sequences(root, split)
+
+  def sequences(self, root: Path, split: str) -> Sequences:
+    """The examples of one split, joined as they are read."""
     folder = root / self.chunks
-    table = open_table(root / self.neighbours, split) if self.neighbours else None
     return Sequences(
       ChunkStore(folder, split),
       self.seq_len,
       vocabulary.load(root / self.vocabulary).pad_id,
       ChunkStore(folder, 'train'),
-      table,
+      NeighbourTable(root / self.neighbours, split) if self.neighbours else None,
       self.num_neighbours,
     )
 
-  def _cached(self, folder: Path, split: str) -> CachedExamples:
-    if split != SPLIT:
-      raise manifest.StageError(f'{folder} holds the split {SPLIT}, not {split}: unset cache')
+  def _cached(self, folder: Path, split: str) -> ExampleSource:
+    from instructretro_jax.examples import cached  # loads TensorFlow: only if used
+
+    if split != cached.SPLIT:
+      raise manifest.StageError(
+        f'{folder} holds the split {cached.SPLIT}, not {split}: unset cache'
+      )
     written = manifest.read_manifest(folder).plan.arguments
     own = manifest.to_json(dataclasses.replace(self, cache=None))
     if wrong := [name for name in own if own[name] != written['task'][name]]:
       raise manifest.StageError(
         f'{folder} holds examples with other values of {wrong}: '
-        'give cache.Cache and the arm the same task'
+        'give cache_stage.Cache and the arm the same task'
       )
-    return CachedExamples(folder, written['data_seed'])
+    return cached.CachedExamples(folder, written['data_seed'])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InstructionTuning:
+class InstructionTuning(Task):
   """Answers to questions with their passages in the prompt.
 
   Attributes:
@@ -90,12 +150,11 @@ class InstructionTuning:
   """
 
   questions: str = 'questions'
-  vocabulary: str = 'vocabulary'
-  seq_len: int  # L, tokens of prompt and answer
   is_packed: bool = False
   rates: tuple[tuple[str, float], ...] | None = None
   neighbours: str | None = None
-  num_neighbours: int = 2  # K
+
+  kind: ClassVar[str] = 'instruct'
 
   def __post_init__(self):
     if self.rates is not None:
@@ -105,127 +164,33 @@ class InstructionTuning:
     stages = (self.questions, self.vocabulary)
     return stages if self.neighbours is None else (*stages, self.neighbours)
 
-  def source(self, root: Path, split: str, chunk_len: int | None = None) -> Instructions:
-    """The examples of one split.
+  def gives_neighbours(self, is_open: bool) -> bool:
+    return is_open
 
-    Args:
-      chunk_len: of the model, if it reads neighbours; they come with the examples then.
-    """
+  @property
+  def rows_hold_strangers(self) -> bool:
+    return self.is_packed
+
+  def source(self, root: Path, split: str, chunk_len: int | None = None) -> Instructions:
     vocab, neighbours = vocabulary.load(root / self.vocabulary), None
     if chunk_len is not None:
       retrieved = read_passages(root / self.neighbours, split) if self.neighbours else None
       neighbours = PassageNeighbours(vocab, chunk_len, self.num_neighbours, retrieved)
     return Instructions(
       read_questions(root / self.questions, split),
-      *(vocab, self.seq_len),
+      vocab,
+      self.seq_len,
       neighbours=neighbours,
       is_packed=self.is_packed,
       rates=self.rates,
     )
 
+  def longest(self, source: Instructions) -> int:
+    return source.longest
 
-Task = LanguageModel | InstructionTuning
+  def counts(self, source: Instructions) -> dict[str, Any]:
+    return super().counts(source) | {'instructions': source.counts}
 
-_BLOCK = 16  # examples that are read at once
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Positions:
-  """Places in the stream of examples that a process reads: some rows of each of several batches.
-
-  `positions[n]` is the place of the n-th example, n an array of numbers below `len(positions)`.
-  """
-
-  start: int  # place of the first batch's first row
-  batch_size: int
-  num_batches: int
-  rows: np.ndarray  # of a batch, in order
-
-  def __len__(self) -> int:
-    return self.num_batches * len(self.rows)
-
-  def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-    batches, places = np.divmod(numbers, len(self.rows))
-    return self.start + batches * self.batch_size + self.rows[places]
-
-
-class IndexedSource(seqio.DataSource):
-  """A seqio source whose example at a position is a function of seed and position."""
-
-  def __init__(self, source: ExampleSource, seed: int, positions: Positions):
-    if not len(source):
-      raise manifest.StageError('there is no example to train on')
-    self._source, self._seed, self._positions = source, seed, positions
-    first = source.examples(np.zeros(1, np.int64))
-    self.signature = {
-      name: tf.TensorSpec(array.shape[1:], array.dtype) for name, array in first.items()
-    }
-    # seqio would keep sources that say they are small in memory, and each is read once
-    super().__init__(splits=('train',), num_input_examples=None)
-
-  @property
-  def supports_arbitrary_sharding(self) -> bool:
-    return False
-
-  def list_shards(self, split: str) -> list[str]:
-    return [split]
-
-  def get_dataset(
-    self,
-    split: str = 'train',
-    shuffle: bool = False,
-    seed: int | None = None,
-    shard_info: seqio.ShardInfo | None = None,
-    *,
-    sequence_length=None,
-    use_cached: bool = False,
-    num_epochs: int | None = 1,
-  ) -> tf.data.Dataset:
-    """All examples in order; the source itself has shuffled them.
-
-    They are read a block at a time, two blocks at once, in threads of TensorFlow.
-    """
-    names = list(self.signature)
-
-    def read(first: int) -> list[np.ndarray]:
-      numbers = np.arange(first, min(first + _BLOCK, len(self._positions)))
-      ids = self._source.ids(self._seed, self._positions[numbers])
-      examples = self._source.examples(ids)
-      return [examples[name] for name in names]
-
-    def fetch(first: tf.Tensor) -> dict[str, tf.Tensor]:
-      arrays = tf.numpy_function(read, [first], [self.signature[n].dtype for n in names])
-      shapes = [(None, *self.signature[n].shape) for n in names]
-      return {n: tf.ensure_shape(a, shape) for n, a, shape in zip(names, arrays, shapes)}
-
-    blocks = tf.data.Dataset.range(0, len(self._positions), _BLOCK)
-    return blocks.map(fetch, num_parallel_calls=2, deterministic=True).unbatch()
-
-
-def batches(
-  source: ExampleSource,
-  vocab: vocabulary.Vocabulary,
-  *,
-  seed: int,
-  start: int,
-  stop: int,
-  batch_size: int,
-  rows: np.ndarray | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of the examples at positions start .. stop of the stream, through a seqio task.
-
-  Args:
-    batch_size: of the whole batch, on all processes.
-    rows: those that this process reads of each batch; all if not given.
-  """
-  rows = np.arange(batch_size) if rows is None else rows
-  num_batches = (stop - start) // batch_size
-  positions = Positions(start=start, batch_size=batch_size, num_batches=num_batches, rows=rows)
-  indexed = IndexedSource(source, seed, positions)
-  features = {
-    name: seqio.Feature(vocab, add_eos=False, rank=len(spec.shape), dtype=spec.dtype)
-    for name, spec in indexed.signature.items()
-  }
-  task = seqio.Task('training_examples', indexed, output_features=features, preprocessors=[])
-  dataset = task.get_dataset(sequence_length=None, split='train', shuffle=False)
-  yield from dataset.batch(len(rows), drop_remainder=True).prefetch(2).as_numpy_iterator()
+  def example_specs(self, chunk_len: int, is_open: bool) -> Mapping[str, ArraySpec]:
+    specs = super().example_specs(chunk_len, is_open)
+    return {**specs, 'positions': ((self.seq_len,), np.int32)}

@@ -79,7 +79,7 @@ def prefill(
   C, (B, P) = model.config.chunk_len, tokens_BP.shape
   if P % C or max_len < P:
     raise ValueError(f'{P} prompt tokens: not whole chunks of {C}, or more than max_len {max_len}')
-  if model.config.decoder.scan_layers:
+  if model.execution.scan_layers:
     raise ValueError('decoding takes layers one by one: unstack_layers, and scan_layers=False')
   mask_BNKR = _used_mask(model, neighbours_BNKR, mask_BNKR)
   hidden_BPD, keys_values, encoded = model.run_sequence(

@@ -17,6 +17,7 @@ import numpy as np
 from instructretro_jax.array_types import Array, Params
 from instructretro_jax.inference.cache import Cache, prefill, step
 from instructretro_jax.inference.sampling import GREEDY, Sampling, choose
+from instructretro_jax.model.param_groups import without_retrieval
 from instructretro_jax.model.retro import Retro, is_open
 
 
@@ -162,15 +163,6 @@ def left_pad(prompts: Sequence[Sequence[int]], prompt_len: int) -> tuple[np.ndar
       raise ValueError(f'a prompt has {len(prompt)} tokens, not 1 to {prompt_len}')
     row[prompt_len - len(prompt) :] = prompt
   return padded, lengths
-
-
-def without_retrieval(params: Params) -> Params:
-  """The parameters that a closed gate needs, so that every model compiles the same."""
-  layers = {name: p for name, p in params.items() if not name.startswith('encoder')}
-  return {
-    name: {k: v for k, v in p.items() if k != 'cross_attention'} if 'decoder_' in name else p
-    for name, p in layers.items()
-  }
 
 
 def _used_tokens(tokens_BP: Array, lengths_B: Array, vocab_size: int) -> Array:

@@ -12,9 +12,9 @@ import numpy as np
 
 from instructretro_jax.array_types import Array, Params
 from instructretro_jax.inference.answer import Answer, PartialAnswer, Request, as_window
-from instructretro_jax.inference.decode import without_retrieval
 from instructretro_jax.inference.likelihood import log_probs
 from instructretro_jax.inference.sampler import NUM_NEIGHBOURS, Sampler, power_of_2
+from instructretro_jax.model.param_groups import without_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.retrieval.retriever import Neighbour
 
@@ -56,10 +56,9 @@ def token_gains(sampler: Sampler, request: Request, answer: Answer) -> list[tupl
   K = len(request.neighbours) or NUM_NEIGHBOURS
   windows = [as_window(found, K, 2 * C, pad_id) for found in chunks]
   read = [np.stack(x)[None] for x in zip(*windows)]
-  run = _scorer(Retro(config), num_new * C)
-  with jax.set_mesh(sampler.mesh):
-    opened_1T = run(sampler.params, tokens_1L, lengths_1, *read, np.float32(request.gate))
-    closed_1T = run(without_retrieval(sampler.params), tokens_1L, lengths_1)
+  run = functools.partial(sampler.on_mesh, _scorer(sampler.model, num_new * C))
+  opened_1T = run(sampler.params, tokens_1L, lengths_1, *read, np.float32(request.gate))
+  closed_1T = run(without_retrieval(sampler.params), tokens_1L, lengths_1)
   gains = (np.asarray(opened_1T) - np.asarray(closed_1T))[0, :T].tolist()
   return list(zip(_pieces(sampler, request, answer, prompt), gains))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Stream
-from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -18,13 +18,15 @@ from instructretro_jax.array_types import Params
 from instructretro_jax.inference.answer import Answer, PartialAnswer, Request, as_window
 from instructretro_jax.inference.decode import DecodingLoop, left_pad, with_neighbours
 from instructretro_jax.inference.sampling import Sampling
-from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.retrieval.retriever import Neighbour
 from instructretro_jax.text import vocabulary
-from instructretro_jax.train import checkpoint
+from instructretro_jax.train.checkpoint import Checkpoint
+
+T = TypeVar('T')
 
 TOKENS_PER_CALL = 16  # between looks at the text; what is decoded past a stop is dropped
 NUM_NEIGHBOURS = 2  # K, of live retrieval
@@ -64,21 +66,27 @@ class Sampler:
 
   def __init__(
     self,
-    config: RetroConfig,
+    model: Retro,
     params: Params,
     vocab: vocabulary.Vocabulary,
     retriever: Retriever | None = None,
     batch_size: int = 8,
     mesh: Mesh | None = None,
   ):
-    self.config, self.params, self.vocab = config, params, vocab
+    self.model, self.config, self.params, self.vocab = model, model.config, params, vocab
     self.retriever, self.batch_size = retriever, batch_size
     self.mesh = mesh or local_mesh(ONE_DEVICE)
-    self._decoder = _decoder(Retro(config), vocab.eos_id)
+    self._decoder = _decoder(model, vocab.eos_id)
+
+  def on_mesh(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """What a compiled function gives on the mesh of this sampler."""
+    with jax.set_mesh(self.mesh):
+      return function(*args, **kwargs)
 
   @property
   def has_encoder(self) -> bool:
-    return 'encoder' in self.params
+    """Whether a gate may be open."""
+    return has_retrieval(self.params)
 
   def generate(self, requests: Sequence[Request], show_progress: bool = False) -> list[Answer]:
     """The answer to each request. Raises ValueError for one that cannot be met."""
@@ -147,10 +155,10 @@ class Sampler:
       gate = np.array([request.gate for request in requests], np.float32)
       given = _stacked(fill(self._neighbours_of_prompts(answers, shape)))
     most_new = max(request.max_new for request in requests)
-    with jax.set_mesh(self.mesh):
-      rows = self._decoder.begin(
-        self.params, *prompts, *given, gate=gate, max_new=most_new, sampling=sampling
-      )
+    settings = {'gate': gate, 'sampling': sampling}
+    rows = self.on_mesh(
+      self._decoder.begin, self.params, *prompts, *given, max_new=most_new, **settings
+    )
     new_BT, num_new, count = np.asarray(rows.token_B)[:, None], 0, 1
     while True:
       for answer, row in zip(answers, new_BT):
@@ -168,10 +176,7 @@ class Sampler:
           windows = self._neighbours_of_last_chunks(answers, shape)
           rows = with_neighbours(rows, *_stacked(fill(windows)))
         count = min(count, step - num_new % step)
-      with jax.set_mesh(self.mesh):
-        rows, new_BT = self._decoder.advance(
-          self.params, rows, gate=gate, count=count, sampling=sampling
-        )
+      rows, new_BT = self.on_mesh(self._decoder.advance, self.params, rows, count=count, **settings)
       new_BT = np.asarray(new_BT)
 
   def _neighbours_of_prompts(
@@ -233,8 +238,8 @@ def load_sampler(
   Raises StageError if there is no checkpoint, or not the vocabulary that it was trained with.
   """
   devices = local_mesh(mesh)
-  config, params = checkpoint.load_for_use(folder, devices, with_encoder)
-  return Sampler(config, params, find_vocabulary(folder), retriever, mesh=devices)
+  model, params = Checkpoint(folder).load_for_use(devices, with_encoder)
+  return Sampler(model, params, find_vocabulary(folder), retriever, mesh=devices)
 
 
 def find_vocabulary(folder: Path) -> vocabulary.Vocabulary:
@@ -242,7 +247,7 @@ def find_vocabulary(folder: Path) -> vocabulary.Vocabulary:
 
   Raises StageError if it is not there, or is another than that of the training.
   """
-  expected = checkpoint.load_record(folder)['vocabulary']
+  expected = Checkpoint(folder).record['vocabulary']
   for place in (folder, folder.parent / 'vocabulary'):
     names = (vocabulary.HUGGING_FACE_FILE, vocabulary.SENTENCEPIECE_FILE)
     if any((place / name).exists() for name in names):

@@ -12,9 +12,9 @@ import numpy as np
 
 from instructretro_jax.array_types import Array, Params
 from instructretro_jax.inference.answer import as_window
-from instructretro_jax.inference.decode import without_retrieval
 from instructretro_jax.inference.likelihood import log_probs
 from instructretro_jax.inference.sampler import NUM_NEIGHBOURS, Sampler, power_of_2
+from instructretro_jax.model.param_groups import without_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.retrieval.retriever import Neighbour
 
@@ -66,10 +66,9 @@ def score(sampler: Sampler, text: str, gate: float = 1.0) -> Score:
   tokens_1L = np.full((1, N * C), vocab.pad_id, np.int32)
   tokens_1L[0, :L] = tokens
   is_text_1L = (np.arange(N * C) < L)[None].astype(np.int32)
-  run = _scorer(Retro(config))
+  run = _scorer(sampler.model)
   as_tuple = lambda nats_1L: (None, *np.asarray(nats_1L)[0, : L - 1].tolist())
-  with jax.set_mesh(sampler.mesh):
-    closed = run(without_retrieval(sampler.params), tokens_1L, is_text_1L)
+  closed = sampler.on_mesh(run, without_retrieval(sampler.params), tokens_1L, is_text_1L)
   opened, neighbours = None, []
   if sampler.has_encoder and sampler.retriever is not None:
     chunks = [vocab.decode(tokens[n : n + C]) for n in range(0, L, C)]
@@ -77,8 +76,8 @@ def score(sampler: Sampler, text: str, gate: float = 1.0) -> Score:
     given = [*neighbours, *[[]] * (N - len(neighbours))]
     windows = [as_window(found, NUM_NEIGHBOURS, 2 * C, vocab.pad_id) for found in given]
     windows = [np.stack(x)[None] for x in zip(*windows)]
-    with jax.set_mesh(sampler.mesh):
-      nats_1L = run(sampler.params, tokens_1L, is_text_1L, *windows, np.float32(gate))
+    given = (tokens_1L, is_text_1L, *windows, np.float32(gate))
+    nats_1L = sampler.on_mesh(run, sampler.params, *given)
     opened = as_tuple(nats_1L)
   return Score(
     pieces=_pieces(sampler, tokens),

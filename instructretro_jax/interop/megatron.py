@@ -15,6 +15,7 @@ from instructretro_jax.array_types import Params
 from instructretro_jax.interop import megatron_args, megatron_files, torch_zip
 from instructretro_jax.interop.megatron_layout import CORE, LEGACY, Names, Part, Tensor, tensors
 from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.pipeline.manifest import StageError, write_text
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
@@ -80,7 +81,7 @@ def load_lazy(
 def state_dict(config: RetroConfig, params: Params, names: Names = LEGACY) -> dict[str, np.ndarray]:
   """The same numbers under Megatron's names (one rank, any dtype; also fits gradients)."""
   flat = traverse_util.flatten_dict(params, sep='/')
-  layout = tensors(config, names, with_retrieval='encoder' in params)
+  layout = tensors(config, names, with_retrieval=has_retrieval(params))
   return {t.name: t.pack([np.asarray(flat[part.path]) for part in t.parts]) for t in layout}
 
 
@@ -96,7 +97,7 @@ def save(
   cut it for `tensor_parallel` ranks.
   """
   flat = traverse_util.flatten_dict(params, sep='/')
-  with_retrieval = any(path.startswith('encoder/') for path in flat)
+  with_retrieval = has_retrieval(flat)
   args = megatron_args.from_config(config, with_retrieval, tensor_parallel)
   layout = list(tensors(config, LEGACY, with_retrieval))
   named = {part.path for tensor in layout for part in tensor.parts}

@@ -18,7 +18,7 @@ from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.text import packages, vocabulary
-from instructretro_jax.train.checkpoint import load_params, params_sha256
+from instructretro_jax.train.checkpoint import Checkpoint, params_sha256
 from instructretro_jax.train.checkpoint_writer import write_checkpoint
 from instructretro_jax.train.lazy_params import LazyParams
 
@@ -172,7 +172,8 @@ def export(checkpoint: Path, out: Path, kind: str, tokenizer: Path | None = None
 
   Raises StageError, before anything is written, if the format cannot express the model.
   """
-  config, params, _ = load_params(checkpoint)
+  opened = Checkpoint(checkpoint)
+  config, params = opened.config, opened.read()
   if kind == 'megatron':
     from instructretro_jax.interop import megatron
 

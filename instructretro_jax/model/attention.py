@@ -135,10 +135,10 @@ class Attention(nn.Module):
     return self.output(checkpoint_name(attend(q_BTHA, *keys_values, mask, bias), 'attended'))
 
   def read_causally(
-    self, q_BLHA: Array, keys_values: KeyValues, segments_BL: Array | None
+    self, q_BLHA: Array, keys_values: KeyValues, segments_BL: Array | None, kernel: str
   ) -> Array:
-    """As `read`, of the same and earlier positions of the same segment."""
-    read_BLHA = attend_causally(q_BLHA, *keys_values, segments_BL, self.config.attention)
+    """As `read`, of the same and earlier positions of the same segment, by an attention kernel."""
+    read_BLHA = attend_causally(q_BLHA, *keys_values, segments_BL, kernel)
     return self.output(checkpoint_name(read_BLHA, 'attended'))
 
   def _rotate(self, x_BTHA: Array, positions: Array | None) -> Array:

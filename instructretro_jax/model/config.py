@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'squared_relu', 'swiglu', 'geglu')
 NORMS = ('layernorm', 'layernorm_1p', 'rmsnorm')
 POSITIONS = ('rotary', 'learned', 'none')
-ATTENTIONS = ('dot_product', 'splash', 'cudnn')
-REMATS = ('none', 'save_nothing', 'save_block_inputs', 'save_narrow_products', 'save_all_products')
+
+
+def _only_init(default: float) -> Any:
+  """A field that decides how fresh parameters are drawn, and nothing about given ones."""
+  return dataclasses.field(default=default, metadata={'only_init': True})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,19 +40,13 @@ class DecoderConfig:
   tie_embeddings: bool = True
   final_norm: bool = True
   embedding_scale: float = 1.0  # multiplies embeddings on their way into the stream
-  embedding_init_std: float = 0.02
-  init_std: float = 0.02  # output projections: divided by sqrt(2 * num_layers)
-  dtype: str = 'float32'  # of activations; parameters are float32
-  attention: str = 'dot_product'  # how causal self-attention is computed (model/causal.py)
-  remat: str = 'none'  # what the backward pass computes again (model/remat.py)
-  scan_layers: bool = False  # compile repeating groups of layers once (model/layer_groups.py)
+  embedding_init_std: float = _only_init(0.02)
+  init_std: float = _only_init(0.02)  # output projections: divided by sqrt(2 * num_layers)
 
   def __post_init__(self):
-    _require_in('activation', self.activation, ACTIVATIONS)
-    _require_in('norm', self.norm, NORMS)
-    _require_in('positions', self.positions, POSITIONS)
-    _require_in('attention', self.attention, ATTENTIONS)
-    _require_in('remat', self.remat, REMATS)
+    require_in('activation', self.activation, ACTIVATIONS)
+    require_in('norm', self.norm, NORMS)
+    require_in('positions', self.positions, POSITIONS)
     if self.width_per_head is None and self.width % self.num_heads:
       raise ValueError(
         f'width {self.width} is no multiple of num_heads {self.num_heads}: give width_per_head'
@@ -65,15 +63,9 @@ class DecoderConfig:
     return self.width_per_head or self.width // self.num_heads
 
 
-_NOT_THE_MODEL = (
-  *('dtype', 'attention', 'remat', 'scan_layers'),
-  *('init_std', 'embedding_init_std'),
-)
-
-
 def decoder_differences(there: DecoderConfig, here: DecoderConfig) -> list[str]:
   """Fields by which the same weights would give other logits, with both values, in words."""
-  names = [f.name for f in dataclasses.fields(DecoderConfig) if f.name not in _NOT_THE_MODEL]
+  names = [f.name for f in dataclasses.fields(DecoderConfig) if not f.metadata.get('only_init')]
   if 'learned' not in (there.positions, here.positions):
     names.remove('max_len')
   names[names.index('num_kv_heads')] = 'kv_heads'  # what they come to
@@ -106,8 +98,8 @@ class RetroConfig:
   value_shift: int = 0  # 1: match key j, read value j + 1; not in the paper
 
   def __post_init__(self):
-    _require_in('encoder_residual', self.encoder_residual, ('hidden', 'normed'))
-    _require_in('value_shift', self.value_shift, (0, 1))
+    require_in('encoder_residual', self.encoder_residual, ('hidden', 'normed'))
+    require_in('value_shift', self.value_shift, (0, 1))
     layers = self.retro_layers
     if not layers or layers[0] < 0 or layers[-1] >= self.decoder.num_layers:
       raise ValueError(
@@ -141,6 +133,7 @@ def reference_retro_layers(num_layers: int) -> tuple[int, ...]:
   return tuple(range(5 if num_layers <= 15 else 8, num_layers, 3))
 
 
-def _require_in(name: str, value, allowed: tuple) -> None:
+def require_in(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+  """Raises ValueError if a value is none of a closed set."""
   if value not in allowed:
     raise ValueError(f'{name} must be one of {allowed}, not {value!r}')

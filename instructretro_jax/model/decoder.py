@@ -10,6 +10,7 @@ from instructretro_jax.array_types import Array
 from instructretro_jax.model.attention import Attention, KeyValues
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.cross_attention import ChunkedCrossAttention, Encoded
+from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.layer_groups import LayerGroup
 from instructretro_jax.model.layers import FeedForward, Norm, in_memory
 from instructretro_jax.model.remat import rematerialised
@@ -20,6 +21,7 @@ class SelfAttention(nn.Module):
   """Causal self-attention with the norm before it; returns what is added to the stream."""
 
   config: DecoderConfig
+  kernel: str = 'dot_product'  # of causal attention over whole sequences
 
   def setup(self):
     self.norm = Norm(self.config)
@@ -32,7 +34,8 @@ class SelfAttention(nn.Module):
     h, positions = self.norm(x_BLD), self._rotary(positions)
     keys_values = self.attention.keys_values(h, positions)
     queries = self.attention.queries(h, positions)
-    return self.attention.read_causally(queries, keys_values, segments_BL), keys_values
+    read = self.attention.read_causally(queries, keys_values, segments_BL, self.kernel)
+    return read, keys_values
 
   def extend(
     self, x_BTD: Array, positions: Array, past: KeyValues, slot: Array, mask_B1TU: Array
@@ -52,10 +55,11 @@ class DecoderLayer(nn.Module):
   """One layer; `attend` ends and `finish` begins where neighbours are read."""
 
   config: RetroConfig
+  kernel: str = 'dot_product'  # of self-attention
 
   def setup(self):
     c = self.config
-    self.self_attention = SelfAttention(c.decoder)
+    self.self_attention = SelfAttention(c.decoder, self.kernel)
     self.cross_attention = ChunkedCrossAttention(c)
     self.mlp = FeedForward(c.decoder, c.decoder.ff_width)
 
@@ -92,23 +96,25 @@ class ScannedLayers(nn.Module):
   """Layers that follow each other, as the body of a scan."""
 
   config: RetroConfig
+  execution: Execution
   reads: tuple[bool, ...]
 
   @nn.compact
   def __call__(self, x_BLD: Array, positions, segments_BL, gate_B11, encoded) -> tuple[Array, None]:
-    layer = rematerialised(DecoderLayer, self.config.decoder.remat)
+    layer = rematerialised(DecoderLayer, self.execution.remat)
     for j, reads in enumerate(self.reads):
-      x_BLD, _ = layer(self.config, name=f'layer_{j}')(
+      x_BLD, _ = layer(self.config, self.execution.attention, name=f'layer_{j}')(
         x_BLD, positions, segments_BL, gate_B11, encoded if reads else None
       )
     return x_BLD, None
 
 
-def make_layers(config: RetroConfig, group: LayerGroup) -> nn.Module:
+def make_layers(config: RetroConfig, execution: Execution, group: LayerGroup) -> nn.Module:
   """The module of a group of layers: a `DecoderLayer`, or a scan over `ScannedLayers`."""
   if group.count == 1:
     methods = ('__call__', 'attend', 'finish')
-    return rematerialised(DecoderLayer, config.decoder.remat, methods)(config)
+    layer = rematerialised(DecoderLayer, execution.remat, methods)
+    return layer(config, execution.attention)
   scanned = nn.scan(
     ScannedLayers,
     variable_axes={'params': 0},
@@ -117,4 +123,4 @@ def make_layers(config: RetroConfig, group: LayerGroup) -> nn.Module:
     length=group.count,
     metadata_params={nn.PARTITION_NAME: 'layers'},
   )
-  return scanned(config, group.reads)
+  return scanned(config, execution, group.reads)

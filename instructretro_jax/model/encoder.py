@@ -80,6 +80,7 @@ class NeighbourEncoder(nn.Module):
   """Encodes every neighbour in the light of the chunk that retrieved it; no norm at its end."""
 
   config: RetroConfig
+  remat: str = 'none'
 
   @nn.compact
   def __call__(
@@ -104,7 +105,7 @@ class NeighbourEncoder(nn.Module):
       rows = (B, N, K, *mask_BNKRR.shape[3:])
       mask_ZRR = jnp.broadcast_to(mask_BNKRR, rows).reshape(B * N * K, *rows[3:])
     chunk_mask_XC = None if chunk_mask_BNC is None else chunk_mask_BNC.reshape(-1, C)
-    layer = rematerialised(EncoderLayer, self.config.decoder.remat)
+    layer = rematerialised(EncoderLayer, self.remat)
     for n in range(self.config.encoder_layers):
       x_ZRE = layer(self.config, n == 0, name=f'layer_{n}')(
         x_ZRE, chunk_XCD, mask_ZRR, chunk_mask_XC

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from instructretro_jax.array_types import Array
 from instructretro_jax.model import sharding
 
+ATTENTIONS = ('dot_product', 'splash', 'cudnn')  # of `attend_causally`
+
 # of queries, which read keys up to their end: with 4 blocks 5/8 of all scores
 _CAUSAL_BLOCKS, _LEAST_BLOCK = 4, 128
 _SPLASH_BLOCK = 1024  # queries and keys a step; 2048 exceeds the default VMEM limit of v5p

@@ -34,14 +34,14 @@ class LayerGroup:
     return str(self.first) if self.count == 1 else f'{self.first}_to_{last}'
 
 
-def layer_groups(config: RetroConfig) -> tuple[LayerGroup, ...]:
-  """The segments in order: single layers, unless layers are scanned.
+def layer_groups(config: RetroConfig, scan_layers: bool) -> tuple[LayerGroup, ...]:
+  """The groups in order: single layers, unless layers are scanned.
 
   The first layer with cross-attention stands alone, since the neighbours are encoded inside it.
   """
   retro, num_layers = config.retro_layers, config.decoder.num_layers
   reads = [n in retro for n in range(num_layers)]
-  if not config.decoder.scan_layers:
+  if not scan_layers:
     return tuple(LayerGroup(n, (reads[n],)) for n in range(num_layers))
   first = retro[0]
   return (
@@ -49,11 +49,6 @@ def layer_groups(config: RetroConfig) -> tuple[LayerGroup, ...]:
     LayerGroup(first, (True,)),
     *_repeats(reads[first + 1 :], first + 1),
   )
-
-
-def one_by_one(config: RetroConfig) -> RetroConfig:
-  """The same model with one entry a layer."""
-  return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, scan_layers=False))
 
 
 def _repeats(reads: list[bool], first: int) -> list[LayerGroup]:
@@ -72,24 +67,24 @@ def _repeats(reads: list[bool], first: int) -> list[LayerGroup]:
   return found
 
 
-def locate(path: str, config: RetroConfig) -> tuple[str, int | None]:
-  """Path and index under which `config` holds a parameter of a layer; no index if not stacked."""
+def locate(path: str, config: RetroConfig, scan_layers: bool) -> tuple[str, int | None]:
+  """Path and index under which a parameter of a layer is held; no index if not stacked."""
   layer, _, rest = path.partition('/')
   if not layer.startswith('decoder_'):
     return path, None
   n = int(layer.removeprefix('decoder_'))
-  group = [s for s in layer_groups(config) if s.first <= n][-1]
+  group = [s for s in layer_groups(config, scan_layers) if s.first <= n][-1]
   if group.count == 1:
     return path, None
   index, j = divmod(n - group.first, len(group.reads))
   return f'decoder_{group.key}/layer_{j}/{rest}', index
 
 
-def stack_layers(params: Params, config: RetroConfig) -> Params:
-  """Parameters with one entry a layer, in the form that `config` has."""
+def stack_layers(params: Params, config: RetroConfig, scan_layers: bool = True) -> Params:
+  """Parameters with one entry a layer, in the form in which layers are held."""
   held: dict[str, Any] = {}
   flat = traverse_util.flatten_dict(params, sep='/')
-  of_layer = {path: locate(path, config) for path in flat}
+  of_layer = {path: locate(path, config, scan_layers) for path in flat}
   for path, (name, index) in sorted(of_layer.items(), key=lambda item: item[1][1] or 0):
     if index is None:
       held[name] = flat[path]
@@ -100,10 +95,11 @@ def stack_layers(params: Params, config: RetroConfig) -> Params:
   return traverse_util.unflatten_dict(stacked, sep='/')
 
 
-def unstack_layers(params: Params, config: RetroConfig) -> Params:
+def unstack_layers(params: Params, config: RetroConfig, scan_layers: bool = True) -> Params:
   """The inverse of `stack_layers`."""
   flat, made = traverse_util.flatten_dict(params, sep='/'), {}
-  layers = [locate(f'decoder_{n}/', config) for n in range(config.decoder.num_layers)]
+  num_layers = config.decoder.num_layers
+  layers = [locate(f'decoder_{n}/', config, scan_layers) for n in range(num_layers)]
   for path, x in flat.items():
     found = [(n, index) for n, (name, index) in enumerate(layers) if path.startswith(name)]
     for n, index in found:

@@ -152,6 +152,7 @@ class Embedding(nn.Module):
   """Token (and learned position) embeddings, shared by sequence and neighbours."""
 
   config: DecoderConfig
+  dtype: str = 'float32'
 
   def setup(self):
     c = self.config
@@ -172,11 +173,11 @@ class Embedding(nn.Module):
     Raises ValueError if T tokens counted from 0 exceed the table; given ones are not checked.
     """
     c, length = self.config, tokens_BT.shape[-1]
-    x_BTD = jnp.take(self.table, tokens_BT, axis=0).astype(c.dtype) * c.embedding_scale
+    x_BTD = jnp.take(self.table, tokens_BT, axis=0).astype(self.dtype) * c.embedding_scale
     if c.positions == 'learned':
       if positions_BT is None:
         positions_BT = jnp.arange(length)[None]
         if length > c.max_len:
           raise ValueError(f'{length} tokens do not fit {c.max_len} learned positions (max_len)')
-      x_BTD += jnp.take(self.positions, positions_BT, axis=0).astype(c.dtype)
+      x_BTD += jnp.take(self.positions, positions_BT, axis=0).astype(self.dtype)
     return constrain(x_BTD, 'batch', 'act_length', 'act_embed')

@@ -1,4 +1,4 @@
-"""What the backward pass keeps, and what it computes again."""
+"""What the backward pass saves of a layer, and what it recomputes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import jax
 _BLOCKS = ('stream', 'attended')
 _NARROW = ('query', 'key', 'value', 'attended', 'output', 'down')
 
-# What the backward pass keeps of a layer besides its input; the rest is computed again. Names are
-# those of linear maps, of 'query' and 'key' also once they are turned, which is what is kept then;
-# 'attended', what attention reads; 'stream', the sum behind each attention.
+# What the backward pass saves of a layer besides its input; the rest is recomputed. Names are
+# those of linear maps ('query' and 'key' after rotary positions, where there are any); 'attended',
+# what attention reads; 'stream', the sum behind each attention.
 _POLICIES = {
   'save_nothing': None,
   # inputs of blocks: no block's last product is made again, and no attention kernel runs again
@@ -20,8 +20,11 @@ _POLICIES = {
 }
 
 
+REMATS = ('none', *_POLICIES)
+
+
 def rematerialised(module: type[nn.Module], remat: str, methods: tuple[str, ...] = ('__call__',)):
-  """A module class whose methods keep what the policy named `remat` says, and 'none' everything."""
+  """A module class whose methods save what `remat` names; 'none' recomputes nothing."""
   if remat == 'none':
     return module
   return nn.remat(module, policy=_POLICIES[remat], methods=methods)

@@ -11,6 +11,7 @@ from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.cross_attention import Encoded, may_read, split_chunks
 from instructretro_jax.model.decoder import make_layers
 from instructretro_jax.model.encoder import NeighbourEncoder
+from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.layer_groups import layer_groups
 from instructretro_jax.model.layers import Embedding, Norm
 
@@ -24,14 +25,16 @@ class Retro(nn.Module):
   """The model. `__call__` returns final hidden states; `logits` puts the head on them."""
 
   config: RetroConfig
+  execution: Execution = Execution()
 
   def setup(self):
-    c = self.config
-    self.embedding = Embedding(c.decoder)
-    self.decoder = {group.key: make_layers(c, group) for group in layer_groups(c)}
-    self.encoder = NeighbourEncoder(c)
+    c, execution = self.config, self.execution
+    self.embedding = Embedding(c.decoder, execution.dtype)
+    groups = layer_groups(c, execution.scan_layers)
+    self.decoder = {group.key: make_layers(c, execution, group) for group in groups}
+    self.encoder = NeighbourEncoder(c, execution.remat)
     if c.encoder_width is not None:
-      self.encoder_embedding = Embedding(c.encoder_stack)
+      self.encoder_embedding = Embedding(c.encoder_stack, execution.dtype)
     if c.decoder.final_norm:
       self.final_norm = Norm(c.decoder)
     if not c.decoder.tie_embeddings:
@@ -134,7 +137,7 @@ class Retro(nn.Module):
     x_BLD = self.embedding(tokens_BL, positions_BL)
     gate_B11 = jnp.broadcast_to(jnp.asarray(gate, x_BLD.dtype), x_BLD.shape[:1])[:, None, None]
     keys_values, encoded = [], None
-    for group in layer_groups(c):
+    for group in layer_groups(c, self.execution.scan_layers):
       layers = self.decoder[group.key]
       if is_open(gate) and group.first == c.retro_layers[0]:
         x_BLD, kept = layers.attend(x_BLD, positions, segments_BL)

@@ -10,7 +10,11 @@ import importlib.metadata
 import json
 import os
 from pathlib import Path
-from typing import Any
+import types
+import typing
+from typing import Any, TypeVar
+
+T = TypeVar('T')
 
 MANIFEST = 'manifest.json'
 _PLAN = 'plan.json'
@@ -116,7 +120,7 @@ def to_json(value: Any) -> Any:
   """JSON form of a configuration value; dataclasses keep their class name."""
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return {'class': type(value).__name__, **fields}
+    return {'class': class_name(type(value)), **fields}
   if isinstance(value, Mapping):
     return {str(k): to_json(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
@@ -126,6 +130,47 @@ def to_json(value: Any) -> Any:
   if isinstance(value, Path):
     return str(value)
   raise TypeError(f'{value!r} of {type(value).__name__} cannot be part of a stage configuration')
+
+
+def class_name(kind: type) -> str:
+  """The name of a class in a manifest: that of its module stands before it if it is not ours."""
+  is_ours = kind.__module__.partition('.')[0] == __name__.partition('.')[0]
+  return kind.__name__ if is_ours else f'{kind.__module__}.{kind.__qualname__}'
+
+
+def from_json(kind: type[T], content: Mapping[str, Any]) -> T:
+  """The inverse of `to_json` for a dataclass; those inside of it are named by its annotations.
+
+  Raises StageError if the content is of another class, or has not exactly its fields.
+  """
+  fields = {name: value for name, value in content.items() if name != 'class'}
+  hints = typing.get_type_hints(kind)
+  expected = {field.name for field in dataclasses.fields(kind)}
+  if content.get('class') != class_name(kind) or fields.keys() != expected:
+    wrong = sorted(fields.keys() ^ expected)
+    raise StageError(
+      f'what was recorded as {content.get("class")} is no {class_name(kind)} of this version '
+      f'(fields that differ: {wrong}): make it again'
+    )
+  return kind(**{name: _from_json(hints[name], value) for name, value in fields.items()})
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+  alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
+  if isinstance(value, Mapping) and 'class' in value:
+    named = [k for k in alternatives if dataclasses.is_dataclass(k)]
+    kind = next((k for k in named if class_name(k) == value['class']), None)
+    if kind is None:
+      raise StageError(f'what was recorded as {value["class"]} is none of {named}: make it again')
+    return from_json(kind, value)
+  if isinstance(value, list):
+    hints = next((typing.get_args(k) for k in alternatives if typing.get_origin(k) is tuple), ())
+    return tuple(_from_json(hints[0] if hints else Any, item) for item in value)
+  return value
+
+
+def _is_union(hint: Any) -> bool:
+  return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def _canonical(value: Any) -> str:

@@ -5,29 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import functools
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from instructretro_jax.array_types import Params
-from instructretro_jax.examples.tasks import InstructionTuning, LanguageModel
 from instructretro_jax.inference.cache import Cache, compile_step, prefill
 from instructretro_jax.model import flops
-from instructretro_jax.model.layer_groups import one_by_one
+from instructretro_jax.model.param_groups import is_retrieval
 from instructretro_jax.model.retro import Retro, is_open
 from instructretro_jax.model.sharding import batch_sharding, to_spec
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.loop import Train
-from instructretro_jax.train.state import abstract_params, abstract_state, shardings_of
-from instructretro_jax.train.step import make_train_step
-
-STEPS = ('train', 'decode', 'instruct')
-_DECODER = re.compile(r'decoder(?!.*/cross_attention/)')
+from instructretro_jax.train.state import abstract_params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +52,9 @@ def find_arm(experiment: Experiment, step: str, name: str | None = None) -> Trai
 
   Raises StageError if the experiment has no such arm.
   """
-  task = InstructionTuning if step == 'instruct' else LanguageModel
+  kind = 'instruct' if step == 'instruct' else 'train'
   arms = {m.name: m for m in experiment.stages if isinstance(m, Train)}
-  fitting = [arm for arm in arms.values() if isinstance(arm.task, task)]
+  fitting = [arm for arm in arms.values() if arm.task.kind == kind]
   if name is None and fitting:
     return fitting[-1]
   if name not in arms:
@@ -84,46 +79,30 @@ def make_step(arm: Train, step: str, mesh: Mesh, batch_size: int | None = None) 
 
 def abstract_batch(arm: Train, mesh: Mesh, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
   """The arrays that the arm's task gives the step."""
-  L, C = arm.task.seq_len, arm.model.chunk_len
-  shapes = {name: ((L,), jnp.int32) for name in ('tokens', 'targets', 'segments')}
-  shapes['loss_mask'] = ((L,), jnp.float32)
-  if isinstance(arm.task, InstructionTuning):
-    shapes['positions'] = ((L,), jnp.int32)
-    reads = is_open(arm.gate)
-  else:
-    reads = arm.task.neighbours is not None
+  specs = dict(arm.task.example_specs(arm.model.chunk_len, is_open(arm.gate)))
   if arm.gate == RANDOM:
-    shapes['gate'] = ((), jnp.float32)
-  if reads:
-    neighbours = (L // C, arm.task.num_neighbours, 2 * C)
-    shapes |= {'neighbours': (neighbours, jnp.int32), 'neighbour_mask': (neighbours, jnp.bool_)}
+    specs['gate'] = ((), np.float32)
   place = lambda shape, dtype: _of_batch((batch_size, *shape), dtype, mesh)
-  return {name: place(*shape_and_dtype) for name, shape_and_dtype in shapes.items()}
+  return {name: place(*shape_and_dtype) for name, shape_and_dtype in specs.items()}
 
 
 def _train_step(arm: Train, mesh: Mesh, batch_size: int) -> Step:
   open_ = is_open(arm.gate)
-  params = abstract_params(arm.model, open_ or arm.keep_retro, mesh)
-  state, optimizer = abstract_state(params, arm.optimizer, arm.num_steps)
-  function = jax.jit(
-    make_train_step(Retro(arm.model), optimizer, arm.gate, arm.num_microbatches),
-    donate_argnums=0,
-    out_shardings=(shardings_of(state), None),
-  )
+  step = arm.compile_step(mesh)
   count = functools.partial(
     flops.train_step_flops,
     arm.model,
     batch_size=batch_size,
     seq_len=arm.task.seq_len,
-    num_neighbours=getattr(arm.task, 'num_neighbours', 0),
+    num_neighbours=arm.task.num_neighbours,
     is_open=open_,
-    is_decoder_frozen=not any(map(_DECODER.match, state.trainable)),
+    is_decoder_frozen=not any(map(_is_decoder_layer, step.state.trainable)),
   )
   return Step(
-    function=function,
-    arguments=(state, abstract_batch(arm, mesh, batch_size)),
-    parameters=_size(state.trainable) + _size(state.frozen),
-    trained_parameters=_size(state.trainable),
+    function=step.function,
+    arguments=(step.state, abstract_batch(arm, mesh, batch_size)),
+    parameters=_size(step.state.params),
+    trained_parameters=_size(step.state.trainable),
     model_flops=count().total,
     model_flops_masked=count(count_masked=True).total,
   )
@@ -132,16 +111,15 @@ def _train_step(arm: Train, mesh: Mesh, batch_size: int) -> Step:
 def _decode_step(arm: Train, mesh: Mesh, batch_size: int) -> Step:
   """One token a row, with a cache as long as the sequences that the arm is trained on."""
   open_, max_len = is_open(arm.gate), arm.task.seq_len
-  config = one_by_one(arm.model)
-  model = Retro(config)
-  params = abstract_params(config, open_, mesh)
+  model = Retro(arm.model, arm.execution.for_use())
+  params = abstract_params(arm.model, open_, mesh)
   cache = _abstract_cache(model, params, mesh, batch_size, max_len, arm)
   tokens = _of_batch((batch_size,), jnp.int32, mesh)
   count = flops.decode_step_flops(
     arm.model,
     batch_size=batch_size,
     cache_len=max_len,
-    num_neighbours=getattr(arm.task, 'num_neighbours', 0),
+    num_neighbours=arm.task.num_neighbours,
     is_open=open_,
   ).total
   return Step(
@@ -159,7 +137,7 @@ def _abstract_cache(
 ) -> Cache:
   C = arm.model.chunk_len
   int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
-  neighbours = (batch_size, 1, getattr(arm.task, 'num_neighbours', 0), 2 * C)
+  neighbours = (batch_size, 1, arm.task.num_neighbours, 2 * C)
   with_cache = lambda params, tokens, lengths, neighbours: model.apply(
     {'params': params},
     tokens,
@@ -186,6 +164,10 @@ def _of_batch(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.ShapeDtypeS
   """An array with a row for each sequence, or a scalar."""
   sharding = batch_sharding(shape, mesh) if shape else NamedSharding(mesh, PartitionSpec())
   return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _is_decoder_layer(path: str) -> bool:
+  return path.startswith('decoder') and not is_retrieval(path)
 
 
 def _size(tree: Any) -> int:

@@ -1,8 +1,9 @@
-"""Vocabularies: trained on the corpus or given as a file, always used through seqio."""
+"""Vocabularies: trained on the corpus or given as a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import abc
+from collections.abc import Iterator, Sequence
 import dataclasses
 import hashlib
 import io
@@ -14,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import sentencepiece
-import seqio
-import tensorflow as tf
 import tokenizers
 
 from instructretro_jax.pipeline import manifest
@@ -29,43 +28,106 @@ _META_SYMBOL = '\u2581'  # stands for a space inside SentencePiece
 _MAX_LINE_CHARS = 4000  # SentencePiece drops longer training lines
 
 
-class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
+class Vocabulary(abc.ABC):
+  """Tokens of a language by number. Id 0 pads, and what a model writes ends with `eos_id`."""
+
+  pad_id = 0
+
+  @property
+  @abc.abstractmethod
+  def vocab_size(self) -> int:
+    """V: ids are below it."""
+
+  @property
+  @abc.abstractmethod
+  def eos_id(self) -> int:
+    """The token that ends a document."""
+
+  @property
+  @abc.abstractmethod
+  def unk_id(self) -> int | None:
+    """What stands for an id beyond the vocabulary, if there is such a token."""
+
+  @abc.abstractmethod
+  def encode(self, text: str) -> list[int]:
+    """The tokens of a text, without an end token."""
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of tokens up to the first end token."""
+    kept = [int(i) for i in ids]
+    if self.unk_id is not None:
+      kept = [i if i < self.vocab_size else self.unk_id for i in kept]
+    if self.eos_id in kept:
+      kept = kept[: kept.index(self.eos_id) + 1]
+    return self._decode(kept)
+
+  @abc.abstractmethod
+  def token_bytes(self) -> np.ndarray:
+    """UTF-8 bytes that each token stands for, [V] int32; 0 for control tokens."""
+
+  @abc.abstractmethod
+  def _decode(self, ids: list[int]) -> str:
+    """The text of tokens that the vocabulary has."""
+
+
+class SentencePieceVocabulary(Vocabulary):
   """SentencePiece whose round trip is exact: decode(encode(text)) == text for any text.
 
   SentencePiece reads U+2581 as a space. Here it is spelt by its three byte pieces instead.
   """
 
-  def _encode(self, s: str) -> list[int]:
-    parts = s.split(_META_SYMBOL)
-    ids = list(self.tokenizer.EncodeAsIds(parts[0]))
+  def __init__(self, path: str):
+    self._tokenizer = sentencepiece.SentencePieceProcessor()
+    self._tokenizer.Load(path)
+
+  @property
+  def vocab_size(self) -> int:
+    return self._tokenizer.GetPieceSize()
+
+  @property
+  def eos_id(self) -> int:
+    return self._tokenizer.eos_id()
+
+  @property
+  def unk_id(self) -> int:
+    return self._tokenizer.unk_id()
+
+  def encode(self, text: str) -> list[int]:
+    parts = text.split(_META_SYMBOL)
+    ids = list(self._tokenizer.EncodeAsIds(parts[0]))
     for part in parts[1:]:
-      ids += [self.tokenizer.PieceToId(f'<0x{b:02X}>') for b in _META_SYMBOL.encode()]
-      ids += self.tokenizer.EncodeAsIds(part)
+      ids += [self._tokenizer.PieceToId(f'<0x{b:02X}>') for b in _META_SYMBOL.encode()]
+      ids += self._tokenizer.EncodeAsIds(part)
     return ids
 
+  def _decode(self, ids: list[int]) -> str:
+    return self._tokenizer.DecodeIds(ids)
+
   def token_bytes(self) -> np.ndarray:
-    """UTF-8 bytes that each token stands for, [V] int32; 0 for control tokens."""
     sizes = np.zeros(self.vocab_size, np.int32)
     for i in range(self.vocab_size):
-      if self.tokenizer.IsByte(i):
+      if self._tokenizer.IsByte(i):
         sizes[i] = 1
-      elif not (self.tokenizer.IsControl(i) or self.tokenizer.IsUnknown(i)):
-        sizes[i] = len(self.tokenizer.IdToPiece(i).replace(_META_SYMBOL, ' ').encode())
+      elif not (self._tokenizer.IsControl(i) or self._tokenizer.IsUnknown(i)):
+        sizes[i] = len(self._tokenizer.IdToPiece(i).replace(_META_SYMBOL, ' ').encode())
     return sizes
 
 
-class HuggingFaceVocabulary(seqio.Vocabulary):
+class HuggingFaceVocabulary(Vocabulary):
   """A `tokenizer.json` of the Hugging Face tokenizers library.
 
   Args:
     path: the file.
     eos_token: the token that ends a document; by default the first known one that the file has.
+
+  Raises StageError if the file has no token to end a document with.
   """
 
   _EOS_TOKENS = ('<|endoftext|>', '</s>', '<|end_of_text|>', '<eos>', '[SEP]')
 
+  unk_id = None
+
   def __init__(self, path: str, eos_token: str | None = None):
-    super().__init__()
     self._tokenizer = tokenizers.Tokenizer.from_file(path)
     self._tokenizer.no_truncation()  # the file may ask for both
     self._tokenizer.no_padding()
@@ -76,50 +138,28 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
     self._eos_id = next(i for i in ids if i is not None)
 
   @property
+  def vocab_size(self) -> int:
+    return self._tokenizer.get_vocab_size()
+
+  @property
   def eos_id(self) -> int:
     return self._eos_id
 
   @property
   def eos_token(self) -> str:
+    """The token that ends a document, as it is spelt."""
     return self._tokenizer.id_to_token(self._eos_id)
 
-  @property
-  def bos_id(self) -> int | None:
-    return None
+  def encode(self, text: str) -> list[int]:
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-  @property
-  def unk_id(self) -> int | None:
-    return None
-
-  @property
-  def _base_vocab_size(self) -> int:
-    return self._tokenizer.get_vocab_size()
-
-  def _encode(self, s: str) -> list[int]:
-    return self._tokenizer.encode(s, add_special_tokens=False).ids
-
-  def _decode(self, ids) -> str:
-    return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
-
-  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    encode = lambda text: np.asarray(self._encode(text.decode()), np.int32)
-    return tf.numpy_function(encode, [s], tf.int32)
-
-  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    return tf.numpy_function(lambda x: self._decode(x).encode(), [ids], tf.string)
+  def _decode(self, ids: list[int]) -> str:
+    return self._tokenizer.decode(ids, skip_special_tokens=True)
 
   def token_bytes(self) -> np.ndarray:
-    """UTF-8 bytes of each token decoded alone, [V] int32 (exact for whole characters)."""
+    # of each token decoded alone: exact for whole characters
     texts = self._tokenizer.decode_batch([[i] for i in range(self.vocab_size)])
     return np.array([len(text.encode()) for text in texts], np.int32)
-
-  def __eq__(self, other: Any) -> bool:
-    return isinstance(other, HuggingFaceVocabulary) and (
-      self._tokenizer.to_str() == other._tokenizer.to_str() and self._eos_id == other._eos_id
-    )
-
-
-Vocabulary = SentencePieceVocabulary | HuggingFaceVocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -17,8 +17,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from instructretro_jax.array_types import Params
-from instructretro_jax.model.config import DecoderConfig, RetroConfig
-from instructretro_jax.model.layer_groups import locate, one_by_one, unstack_layers
+from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.execution import Execution
+from instructretro_jax.model.layer_groups import locate, unstack_layers
+from instructretro_jax.model.param_groups import has_retrieval
+from instructretro_jax.model.retro import Retro
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams
 from instructretro_jax.train.state import abstract_params
@@ -32,8 +35,8 @@ class Checkpoints:
 
   Every process of the run makes the same calls: each writes and reads what its devices hold.
 
-  A checkpoint holds the state and a JSON record: the model's configuration, the vocabulary's
-  fingerprint, and the seed of the data with the position after the last example seen.
+  A checkpoint holds the state and a JSON record: the model's configuration and execution, the
+  vocabulary's fingerprint, and the seed of the data with the position after the last example seen.
   """
 
   def __init__(self, folder: Path, keep: int = 2):
@@ -41,6 +44,7 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
   def latest_step(self) -> int | None:
+    """The step of the latest checkpoint, None if there is none."""
     return self._manager.latest_step()
 
   def save(self, state: TrainState, record: dict[str, Any]) -> None:
@@ -58,120 +62,117 @@ class Checkpoints:
     return TrainState(**restored)
 
   def close(self) -> None:
+    """Ends the threads of Orbax."""
     self._manager.close()
 
 
-def load_params(stage_folder: Path) -> tuple[RetroConfig, Params, dict[str, Any]]:
-  """Model configuration, parameters and record of a finished (or begun) training stage.
+def model_record(config: RetroConfig, execution: Execution) -> dict[str, Any]:
+  """The part of a checkpoint's record that says what the model is, and how it was computed."""
+  return {'model': manifest.to_json(config), 'execution': manifest.to_json(execution)}
 
-  Parameters are host arrays, whatever devices wrote them, with one entry a layer, even if layers
-  were scanned; the optimiser's state is not read. Any process may call it alone.
 
-  Raises StageError if the folder has no checkpoint.
+class Checkpoint:
+  """The latest checkpoint of a training stage's folder, or of an imported one, to be read.
+
+  Paths of parameters have one entry a layer, also where layers were scanned.
+
+  Raises StageError if the folder has no checkpoint, or one of an earlier form.
   """
-  step = _latest(stage_folder)
-  with _open_alone() as checkpointer:
-    whole = checkpointer.metadata(step / 'state').item_metadata.tree
-    wanted = {name: whole[name] for name in ('trainable', 'frozen')}
-    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=on_host, partial_restore=True)
-    tree = checkpointer.restore(step / 'state', args=args)
-  flat = {**tree['trainable'], **(tree['frozen'] or {})}
-  record = load_record(stage_folder)
-  config = config_from_json(record['model'])
-  params = unstack_layers(traverse_util.unflatten_dict(flat, sep='/'), config)
-  return one_by_one(config), params, record
 
+  def __init__(self, stage_folder: Path):
+    self._folder, self._state = stage_folder, _latest(stage_folder) / 'state'
 
-def load_for_use(
-  stage_folder: Path, mesh: Mesh, with_encoder: bool = True
-) -> tuple[RetroConfig, Params]:
-  """Model configuration and parameters to evaluate or to decode with, each parameter on the devices
-  that the rules of sharding.py give it, one entry a layer.
+  @functools.cached_property
+  def record(self) -> dict[str, Any]:
+    """What stands beside the state; see `Checkpoints`."""
+    record = json.loads((self._state.parent / 'record' / 'metadata').read_text())
+    if 'execution' not in record:
+      raise manifest.StageError(
+        f'{self._folder} holds a checkpoint of an earlier version, which recorded its model in '
+        f'another form: train or import it again (--rebuild={self._folder.name} in an experiment)'
+      )
+    return record
 
-  The attention kernel is the plain one: what training had may not take short sequences, or not run
-  here at all.
+  @functools.cached_property
+  def config(self) -> RetroConfig:
+    """What changes the logits of the weights."""
+    return manifest.from_json(RetroConfig, self.record['model'])
 
-  Args:
-    with_encoder: False reads no parameter of encoder and cross-attention.
+  @functools.cached_property
+  def execution(self) -> Execution:
+    """How the weights were trained."""
+    return manifest.from_json(Execution, self.record['execution'])
 
-  Raises StageError if the folder has no checkpoint.
-  """
-  config = one_by_one(config_from_json(load_record(stage_folder)['model']))
-  config = dataclasses.replace(
-    config, decoder=dataclasses.replace(config.decoder, attention='dot_product')
-  )
-  abstract = abstract_params(config, with_encoder and has_encoder(stage_folder), mesh)
-  flat = traverse_util.flatten_dict(abstract, sep='/')
-  found = restore_params(stage_folder, {path: x.sharding for path, x in flat.items()})
-  return config, traverse_util.unflatten_dict(found, sep='/')
+  @functools.cached_property
+  def _metadata(self) -> dict[str, dict[str, Any]]:
+    with _open_alone() as checkpointer:
+      tree = checkpointer.metadata(self._state).item_metadata.tree
+    return {name: tree[name] or {} for name in ('trainable', 'frozen')}
 
+  def param_shapes(self) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters by path."""
+    flat = {path: x for part in self._metadata.values() for path, x in part.items()}
+    held = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in flat.items()}
+    single = jax.eval_shape(self._one_by_one, held)
+    return {path: x.shape for path, x in single.items()}
 
-def restore_params(
-  stage_folder: Path, shardings: Mapping[str, NamedSharding]
-) -> dict[str, jax.Array]:
-  """The parameters at these paths, read straight to the devices of their shardings; no others.
+  def has_encoder(self) -> bool:
+    """Whether there is a retrieval part."""
+    return has_retrieval(self.param_shapes().keys())
 
-  Paths have one entry a layer; of scanned layers, whole stacks are read and taken apart. Every
-  process that has some of the devices must call it. Raises StageError if the folder has no
-  checkpoint, or the checkpoint lacks a path.
-  """
-  step, config = _latest(stage_folder), config_from_json(load_record(stage_folder)['model'])
-  held = {}
-  for path, sharding in shardings.items():
-    name, index = locate(path, config)
-    stacked = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-    held[name] = sharding if index is None else stacked
-  processes = {d.process_index for s in shardings.values() for d in s.device_set}
-  is_alone = processes == {jax.process_index()}
-  with _open_alone() if is_alone else ocp.PyTreeCheckpointer() as checkpointer:
-    whole = checkpointer.metadata(step / 'state').item_metadata.tree
-    parts = {name: whole[name] or {} for name in ('trainable', 'frozen')}
+  def read(self) -> Params:
+    """All parameters as host arrays, whatever devices wrote them. Any process may call it alone."""
+    whole = self._metadata
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), whole)
+    return traverse_util.unflatten_dict(self._one_by_one(self._read(whole, on_host)), sep='/')
+
+  def restore(self, shardings: Mapping[str, NamedSharding]) -> dict[str, jax.Array]:
+    """The parameters at these paths, read straight to the devices of their shardings; no others.
+
+    Of scanned layers, whole stacks are read and taken apart. Every process that has some of the
+    devices must call it. Raises StageError if the checkpoint lacks a path.
+    """
+    held, scan_layers = {}, self.execution.scan_layers
+    for path, sharding in shardings.items():
+      name, index = locate(path, self.config, scan_layers)
+      stacked = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+      held[name] = sharding if index is None else stacked
+    parts = self._metadata
     if missing := sorted(held.keys() - parts['trainable'].keys() - parts['frozen'].keys()):
-      raise manifest.StageError(f'the checkpoint of {stage_folder} has no {missing[:4]}')
-    wanted = {
-      name: {path: x for path, x in part.items() if path in held} for name, part in parts.items()
-    }
+      raise manifest.StageError(f'the checkpoint of {self._folder} has no {missing[:4]}')
+    wanted = {n: {path: x for path, x in part.items() if path in held} for n, part in parts.items()}
     place = lambda part: {path: ocp.ArrayRestoreArgs(sharding=held[path]) for path in part}
     where = {name: place(part) for name, part in wanted.items()}
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=where, partial_restore=True)
-    tree = checkpointer.restore(step / 'state', args=args)
-  flat = {**tree['trainable'], **(tree['frozen'] or {})}
+    processes = {d.process_index for s in shardings.values() for d in s.device_set}
+    flat = self._read(wanted, where, is_alone=processes == {jax.process_index()})
+    if not scan_layers:
+      return flat
+    pick = lambda flat: {path: x for path, x in self._one_by_one(flat).items() if path in shardings}
+    return jax.jit(pick, out_shardings=dict(shardings))(flat)
 
-  def pick(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    single = unstack_layers(traverse_util.unflatten_dict(flat, sep='/'), config)
-    flat = traverse_util.flatten_dict(single, sep='/')
-    return {path: flat[path] for path in shardings}
+  def load_for_use(self, mesh: Mesh, with_encoder: bool = True) -> tuple[Retro, Params]:
+    """The model to evaluate or to decode with, and its parameters on the devices of a mesh.
 
-  if one_by_one(config) == config:
-    return flat
-  return jax.jit(pick, out_shardings=dict(shardings))(flat)
+    Args:
+      with_encoder: False reads no parameter of encoder and cross-attention.
+    """
+    abstract = abstract_params(self.config, with_encoder and self.has_encoder(), mesh)
+    flat = traverse_util.flatten_dict(abstract, sep='/')
+    found = self.restore({path: x.sharding for path, x in flat.items()})
+    model = Retro(self.config, self.execution.for_use())
+    return model, traverse_util.unflatten_dict(found, sep='/')
 
+  def _one_by_one(self, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by path with one entry a layer."""
+    nested = traverse_util.unflatten_dict(flat, sep='/')
+    single = unstack_layers(nested, self.config, self.execution.scan_layers)
+    return traverse_util.flatten_dict(single, sep='/')
 
-def param_shapes(stage_folder: Path) -> tuple[RetroConfig, dict[str, tuple[int, ...]]]:
-  """What `load_params` would return: the model's configuration, and shapes of parameters by path.
-
-  Raises StageError if the folder has no checkpoint.
-  """
-  with _open_alone() as checkpointer:
-    tree = checkpointer.metadata(_latest(stage_folder) / 'state').item_metadata.tree
-  flat = {**tree['trainable'], **(tree['frozen'] or {})}
-  config = config_from_json(load_record(stage_folder)['model'])
-  held = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in flat.items()}
-  nested = traverse_util.unflatten_dict(held, sep='/')
-  params = jax.eval_shape(lambda params: unstack_layers(params, config), nested)
-  flat = traverse_util.flatten_dict(params, sep='/')
-  return one_by_one(config), {path: x.shape for path, x in flat.items()}
-
-
-def has_encoder(stage_folder: Path) -> bool:
-  """Whether the latest checkpoint of a training stage has a retrieval part."""
-  return any(path.startswith('encoder') for path in param_shapes(stage_folder)[1])
-
-
-def load_record(stage_folder: Path) -> dict[str, Any]:
-  """The record beside the latest checkpoint of a training stage."""
-  return json.loads((_latest(stage_folder) / 'record' / 'metadata').read_text())
+  def _read(self, wanted: Any, restore_args: Any, is_alone: bool = True) -> dict[str, Any]:
+    with _open_alone() if is_alone else ocp.PyTreeCheckpointer() as checkpointer:
+      args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+      tree = checkpointer.restore(self._state, args=args)
+    return {**(tree['trainable'] or {}), **(tree['frozen'] or {})}
 
 
 def _open_alone() -> ocp.Checkpointer:
@@ -187,15 +188,6 @@ def _latest(stage_folder: Path) -> Path:
   if not steps:
     raise manifest.StageError(f'{stage_folder} has no checkpoint: train it first')
   return folder / str(steps[-1])
-
-
-def config_from_json(content: dict[str, Any]) -> RetroConfig:
-  """The inverse of `manifest.to_json` for a model configuration."""
-  fields = {k: v for k, v in content.items() if k != 'class'}
-  fields['decoder'] = DecoderConfig(**{k: v for k, v in fields['decoder'].items() if k != 'class'})
-  if fields['cross_attention_layers'] is not None:
-    fields['cross_attention_layers'] = tuple(fields['cross_attention_layers'])
-  return RetroConfig(**fields)
 
 
 def params_sha256(params: Params | LazyParams) -> str:

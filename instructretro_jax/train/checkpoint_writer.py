@@ -16,8 +16,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.execution import Execution
+from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.sharding import MeshConfig, make_mesh, param_shardings
-from instructretro_jax.pipeline.manifest import StageError, to_json
+from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.train.checkpoint import model_record
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams
 from instructretro_jax.train.state import init_params
 
@@ -76,7 +79,7 @@ def write_checkpoint(
   record: dict[str, Any],
   mesh: Mesh | None = None,
 ) -> None:
-  """Writes STAGE_FOLDER/checkpoints/0 as training would have; `load_params` opens it.
+  """Writes STAGE_FOLDER/checkpoints/0 as training would have; `Checkpoint` opens it.
 
   Host memory stays near the largest parameter: a parameter is read, placed, written, dropped. The
   checkpoint appears whole or not at all. Every process of the run makes the same call.
@@ -88,8 +91,7 @@ def write_checkpoint(
 
   Raises StageError, before anything is written, if parameters do not fit the configuration.
   """
-  with_retrieval = any(path.startswith('encoder/') for path in params)
-  abstract = jax.eval_shape(lambda: init_params(config, 0, with_retrieval))
+  abstract = jax.eval_shape(lambda: init_params(config, 0, has_retrieval(params.keys())))
   mesh = mesh or make_mesh(MeshConfig())
   shardings = traverse_util.flatten_dict(param_shardings(abstract, mesh), sep='/')
   _check(abstract, params)
@@ -108,7 +110,7 @@ def write_checkpoint(
   options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
   arguments = ocp.args.Composite(
     state=ocp.args.PyTreeSave(state),
-    record=ocp.args.JsonSave({**record, 'model': to_json(config)}),
+    record=ocp.args.JsonSave({**record, **model_record(config, Execution())}),
   )
   folder = (stage_folder / 'checkpoints').absolute()
   with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:

@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flax import traverse_util
 import jax
-from jax.sharding import Mesh
 import numpy as np
 
-from instructretro_jax.array_types import Params
 from instructretro_jax.examples.sequences import ExampleSource
-from instructretro_jax.examples.tasks import InstructionTuning, Task, batches
-from instructretro_jax.model.config import RetroConfig, decoder_differences
-from instructretro_jax.model.cross_attention_init import (
-  CrossAttentionInit,
-  fit_from_gpt,
-  init_cross_attention,
-)
-from instructretro_jax.model.layer_groups import one_by_one, stack_layers
-from instructretro_jax.model.retro import Retro
+from instructretro_jax.examples.stream import batches
+from instructretro_jax.examples.tasks import Task
+from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.cross_attention_init import CrossAttentionInit
+from instructretro_jax.model.execution import Execution
+from instructretro_jax.model.param_groups import RETRIEVAL
+from instructretro_jax.model.retro import is_open
 from instructretro_jax.model.sharding import MeshConfig, local_rows, make_mesh, put_batches
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.stage import Stage
-from instructretro_jax.retrieval.neighbours import NeighbourTable
 from instructretro_jax.text import vocabulary
-from instructretro_jax.train.checkpoint import (
-  Checkpoints,
-  load_record,
-  param_shapes,
-  params_sha256,
-  restore_params,
-)
+from instructretro_jax.train.checkpoint import Checkpoints, model_record, params_sha256
+from instructretro_jax.train.compiled_step import CompiledStep, compile_step
 from instructretro_jax.train.gates import RANDOM, with_random_gates
+from instructretro_jax.train.initial_state import Initializer, first_example, first_or_latest
 from instructretro_jax.train.metrics import TrainLog
-from instructretro_jax.train.optimizer import OptimizerConfig, schedule
-from instructretro_jax.train.state import (
-  abstract_params,
-  abstract_state,
-  first_state,
-  fresh_params,
-  shardings_of,
-)
-from instructretro_jax.train.step import TrainState, make_train_step
+from instructretro_jax.train.optimizer import Optimizer
+from instructretro_jax.train.step import TrainState
 
-_FROZEN_RETRIEVAL = ('encoder|cross_attention', 0.0)
+_FROZEN_RETRIEVAL = (RETRIEVAL, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,13 +40,14 @@ class Train(Stage):
   Attributes:
     task: what it is trained on.
     model: the architecture; with gate 0 only its decoder exists and is trained.
+    execution: how it is computed.
     init_from: arm whose last checkpoint it starts from; a GPT where this arm is a Retro model
       gives its decoder.
     gate: scale of the cross-attention during training; 'random' is 0 or 1 for each row, decided by
       `data_seed` and the row's place in the stream.
     keep_retro: with gate 0, carry the encoder and cross-attention of `init_from` along untouched:
-      the optimiser gets them as a group of rate 0.
-    start: how a new cross-attention starts (see model/cross_attention_init.py).
+      the optimizer gets them as a group of multiplier 0.
+    init: how a new cross-attention begins (see model/cross_attention_init.py).
     batch_size: sequences a step.
     num_microbatches: parts of a batch that are computed one after the other, to save memory.
     data_seed: decides the order of the examples.
@@ -74,7 +57,8 @@ class Train(Stage):
 
   task: Task
   model: RetroConfig
-  optimizer: OptimizerConfig
+  execution: Execution = Execution()
+  optimizer: Optimizer
   num_steps: int
   batch_size: int
   num_microbatches: int = 1
@@ -96,16 +80,18 @@ class Train(Stage):
       )
     if isinstance(self.gate, str) and self.gate != RANDOM:
       raise ValueError(f'{self.name}: the gate is a number or {RANDOM!r}, not {self.gate!r}')
-    is_packed = isinstance(self.task, InstructionTuning) and self.task.is_packed
-    if is_packed and self.gate != 0 and not self.model.mask_neighbours:
+    if is_open(self.gate) and not self.task.gives_neighbours(True):
+      raise ValueError(
+        f'{self.name}: the gate is {self.gate}, but its task gives no neighbours: name their stage '
+        'in the task, or set gate = 0'
+      )
+    if self.task.rows_hold_strangers and self.gate != 0 and not self.model.mask_neighbours:
       raise ValueError(
         f'{self.name}: without mask_neighbours the dialogues of a row read the neighbours of each '
         'other: set mask_neighbours, or is_packed = False'
       )
     if self.keep_retro and self.gate == 0:
-      others = [rate for rate in self.optimizer.lr_multipliers if rate != _FROZEN_RETRIEVAL]
-      rates = (_FROZEN_RETRIEVAL, *others)
-      optimizer = dataclasses.replace(self.optimizer, lr_multipliers=rates)
+      optimizer = self.optimizer.with_multiplier(*_FROZEN_RETRIEVAL)
       object.__setattr__(self, 'optimizer', optimizer)
     if self.continue_data and self.init_from is None:
       raise ValueError(
@@ -116,76 +102,93 @@ class Train(Stage):
   on_all_hosts: ClassVar[bool] = True
 
   @property
-  def _with_retrieval(self) -> bool:
+  def with_retrieval(self) -> bool:
+    """Whether the arm has an encoder and cross-attention at all."""
     return self.gate != 0 or self.keep_retro
 
   def reads(self) -> tuple[str, ...]:
     return (*self.task.reads(), *([self.init_from] if self.init_from else []))
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
-    vocab = self._vocabulary(root)
-    source = self._source(root)
-    record = {'model': manifest.to_json(self.model), 'vocabulary': vocabulary.fingerprint(vocab)}
-    first_example = self._first_example(root)
+    fingerprint = self._check_vocabulary(vocabulary.load(root / self.task.vocabulary))
+    source = self.task.source(root, 'train', self.model.chunk_len if self.gate != 0 else None)
+    self._check_positions(source)
+    given = root / self.init_from if self.init_from else None
+    first = first_example(given, self.name, self.data_seed) if self.continue_data else 0
+    record = {'vocabulary': fingerprint, **model_record(self.model, self.execution)}
     mesh = make_mesh(self.mesh)
     checkpoints = Checkpoints(folder / 'checkpoints')
     with jax.set_mesh(mesh):
-      state, step_fn = self._first_state(root, mesh, record, checkpoints)
+      step = self.compile_step(mesh)
+      state = first_or_latest(
+        checkpoints,
+        self._initializer(given, fingerprint),
+        step,
+        scan_layers=self.execution.scan_layers,
+      )
       done = int(state.step)
       place = {
         'seed': self.data_seed,
-        'start': first_example + done * self.batch_size,
+        'start': first + done * self.batch_size,
         'batch_size': self.batch_size,
         'rows': local_rows(mesh, self.batch_size),
       }
-      stop = first_example + self.num_steps * self.batch_size
-      stream = batches(source, vocab, stop=stop, **place)
+      stream = batches(source, stop=first + self.num_steps * self.batch_size, **place)
       if self.gate == RANDOM:
         stream = with_random_gates(stream, **place)
       log = self._open_log(folder / 'logs', done)
       placed = put_batches(map(_for_model, stream), mesh, self.batch_size)
       for n, batch in enumerate(placed, start=done + 1):
-        state, metrics = step_fn(state, batch)
+        state, metrics = step.function(state, batch)
         log.add(n, metrics)
         if n % self.checkpoint_every == 0 or n == self.num_steps:
           log.flush()
-          position = {'data_seed': self.data_seed, 'example': first_example + n * self.batch_size}
+          position = {'data_seed': self.data_seed, 'example': first + n * self.batch_size}
           checkpoints.save(state, record | {'data': position})
           log.last_good = n
       log.close()
     checkpoints.close()
-    return {'steps': int(state.step), 'examples': len(source)} | self._counts(state, source)
+    return {'steps': int(state.step), **self.task.counts(source), **_param_counts(state)}
 
-  def _source(self, root: Path) -> ExampleSource:
-    if not isinstance(self.task, InstructionTuning):
-      return self.task.source(root, 'train', NeighbourTable)
-    decoder = self.model.decoder
-    source = self.task.source(root, 'train', self.model.chunk_len if self.gate != 0 else None)
-    if decoder.positions == 'learned' and source.longest > decoder.max_len:
-      raise manifest.StageError(
-        f'{self.name}: a dialogue has {source.longest} tokens, and the decoder {decoder.max_len} '
-        'learned positions: lower seq_len of the task, or raise max_len of the model'
-      )
-    return source
+  def compile_step(self, mesh: Any) -> CompiledStep:
+    """The step of this arm on a mesh, which may be one of chips that are not here."""
+    return compile_step(
+      self.model,
+      self.execution,
+      self.optimizer,
+      mesh,
+      num_steps=self.num_steps,
+      with_retrieval=self.with_retrieval,
+      gate=self.gate,
+      num_microbatches=self.num_microbatches,
+    )
 
-  def _vocabulary(self, root: Path) -> vocabulary.Vocabulary:
-    vocab = vocabulary.load(root / self.task.vocabulary)
+  def _initializer(self, given: Path | None, fingerprint: str) -> Initializer:
+    return Initializer(
+      model=self.model,
+      with_retrieval=self.with_retrieval,
+      seed=self.seed,
+      cross_attention=self.init if self.gate != 0 else None,
+      given=given,
+      vocabulary=fingerprint,
+    )
+
+  def _check_vocabulary(self, vocab: vocabulary.Vocabulary) -> str:
+    """The fingerprint of a vocabulary whose ids the model has room for."""
     if vocab.vocab_size > self.model.decoder.vocab_size:
       raise manifest.StageError(
         f'the vocabulary has {vocab.vocab_size} ids, the model room for '
         f'{self.model.decoder.vocab_size}: raise vocab_size of the model'
       )
-    return vocab
+    return vocabulary.fingerprint(vocab)
 
-  def _counts(self, state: TrainState, source: ExampleSource) -> dict[str, Any]:
-    counts = {
-      'params_sha256': params_sha256(state.params),
-      'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
-      'trained_parameters': sum(x.size for x in state.trainable.values()),
-    }
-    if isinstance(self.task, InstructionTuning):
-      counts['instructions'] = source.counts
-    return counts
+  def _check_positions(self, source: ExampleSource) -> None:
+    decoder, longest = self.model.decoder, self.task.longest(source)
+    if decoder.positions == 'learned' and longest > decoder.max_len:
+      raise manifest.StageError(
+        f'{self.name}: a text of its task has {longest} tokens, and the decoder {decoder.max_len} '
+        'learned positions: lower seq_len of the task, or raise max_len of the model'
+      )
 
   def _open_log(self, folder: Path, first_step: int) -> TrainLog:
     return TrainLog(
@@ -193,74 +196,17 @@ class Train(Stage):
       self.name,
       first_step=first_step,
       num_steps=self.num_steps,
-      rates=schedule(self.optimizer, self.num_steps),
+      rates=self.optimizer.schedule(self.num_steps),
       is_writer=Hosts.here().is_main,
     )
 
-  def _first_example(self, root: Path) -> int:
-    """Position in the stream of examples at which this arm begins."""
-    if not self.continue_data:
-      return 0
-    data = load_record(root / self.init_from).get('data')
-    if data is None or data['data_seed'] != self.data_seed:
-      raise manifest.StageError(
-        f'{self.name} has data_seed {self.data_seed} and continues the data of {self.init_from}, '
-        f'which has {data}: give both one seed, or set continue_data = False'
-      )
-    return data['example']
 
-  def _first_state(
-    self, root: Path, mesh: Mesh, record: dict[str, Any], checkpoints: Checkpoints
-  ) -> tuple[TrainState, Callable[..., tuple[TrainState, dict[str, jax.Array]]]]:
-    """The state where this arm was stopped, or else begins, and the compiled step."""
-    params = abstract_params(self.model, self._with_retrieval, mesh)
-    abstract, optimizer = abstract_state(params, self.optimizer, self.num_steps)
-    if checkpoints.latest_step() is not None:
-      state = checkpoints.restore(abstract)
-    else:
-      stack = lambda params: stack_layers(params, self.model)
-      stack = jax.jit(stack, out_shardings=shardings_of(params))
-      state = first_state(stack(self._first_params(root, mesh, record)), optimizer, abstract)
-    step = make_train_step(Retro(self.model), optimizer, self.gate, self.num_microbatches)
-    # moments keep their places, whatever the compiler would choose
-    places = (shardings_of(abstract), None)
-    return state, jax.jit(step, donate_argnums=0, out_shardings=places)
-
-  def _first_params(self, root: Path, mesh: Mesh, record: dict[str, Any]) -> Params:
-    """Parameters at step 0, one entry a layer: those of `init_from`, others fresh."""
-    model = one_by_one(self.model)
-    abstract = abstract_params(model, self._with_retrieval, mesh)
-    given = self._given_params(root, abstract, record) if self.init_from else {}
-    if given.keys() == traverse_util.flatten_dict(abstract, sep='/').keys():
-      return traverse_util.unflatten_dict(given, sep='/')
-    params = fresh_params(model, self.seed, abstract)
-    if self.gate != 0:
-      params = init_cross_attention(params, self.init)
-    if given:
-      params = fit_from_gpt(traverse_util.unflatten_dict(given, sep='/'), params)
-    return params
-
-  def _given_params(
-    self, root: Path, abstract: Params, record: dict[str, Any]
-  ) -> dict[str, jax.Array]:
-    """Parameters of `init_from` by path: all that this arm has, or those of its decoder."""
-    folder = root / self.init_from
-    model, shapes = param_shapes(folder)
-    if wrong := decoder_differences(model.decoder, self.model.decoder):
-      raise manifest.StageError(f'{self.init_from} is another decoder: {"; ".join(wrong)}')
-    if load_record(folder)['vocabulary'] != record['vocabulary']:
-      raise manifest.StageError(f'{self.init_from} was trained with another vocabulary')
-    wanted = traverse_util.flatten_dict(abstract, sep='/')
-    if 'encoder' not in abstract:
-      shapes = {path: shape for path, shape in shapes.items() if path in wanted}
-    wrong = [p for p, shape in shapes.items() if p not in wanted or wanted[p].shape != shape]
-    if any(path.startswith('encoder/') for path in shapes):
-      wrong += [path for path in wanted if path not in shapes]
-    if wrong:
-      raise manifest.StageError(
-        f'{self.init_from} has another retrieval part; they differ in {sorted(wrong)[:4]}'
-      )
-    return restore_params(folder, {path: wanted[path].sharding for path in shapes})
+def _param_counts(state: TrainState) -> dict[str, Any]:
+  return {
+    'params_sha256': params_sha256(state.params),
+    'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
+    'trained_parameters': sum(x.size for x in state.trainable.values()),
+  }
 
 
 def _for_model(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,72 +1,159 @@
-"""AdamW with a table that gives each group of parameters its rate; rate 0 freezes the group."""
+"""Optimizers with a table that gives each group of parameters its learning rate; 0 freezes it."""
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Mapping
 import dataclasses
-import re
+import importlib
+from typing import Any
 
 from flax import traverse_util
 import jax
 import optax
 
 from instructretro_jax.array_types import Params
+from instructretro_jax.model.param_groups import fits
+
+Multipliers = tuple[tuple[str, float], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-  """AdamW (Loshchilov & Hutter 2019), clipped, with linear warm-up and cosine decay.
-
-  A `final_lr_fraction` of 1 keeps the rate constant.
+class Optimizer(abc.ABC):
+  """Clipped gradients, turned into updates by a subclass, at a rate with warm-up and cosine decay.
 
   Attributes:
-    lr_multipliers: (pattern, multiplier) pairs; the first pattern found in the path of a parameter
-      multiplies its learning rate. 0 freezes it: no gradient, no moments, no decay. A parameter
-      that no pattern fits has 1.
+    final_lr_fraction: of the learning rate, at the last step; 1 keeps the rate constant.
+    warmup_fraction: of the steps, over which the rate rises from 0; 0 begins at the full rate.
+    decay_fraction: of the steps, warm-up included; behind it, the final rate.
+    lr_multipliers: (group, multiplier) pairs, a group as in model/param_groups.py (a name such as
+      'retrieval', or a pattern); the first that a parameter is in multiplies its learning rate. 0
+      freezes it: no gradient, no moments, no decay. A parameter that is in none has 1.
   """
 
   learning_rate: float
-  final_lr_fraction: float = 0.1  # of the learning rate, at the last step
-  warmup_fraction: float = 0.05  # of the steps; 0 begins at the full rate
-  decay_fraction: float = 1.0  # of the steps, warm-up included; behind it, the final rate
+  final_lr_fraction: float = 0.1
+  warmup_fraction: float = 0.05
+  decay_fraction: float = 1.0
+  clip_norm: float = 1.0
+  lr_multipliers: Multipliers = ()
+
+  @abc.abstractmethod
+  def transforms(
+    self, trainable: Mapping[str, jax.Array]
+  ) -> tuple[optax.GradientTransformation, ...]:
+    """From clipped gradients to updates, one after the other, before the learning rate."""
+
+  def make(
+    self, num_steps: int, trainable: Mapping[str, jax.Array]
+  ) -> optax.GradientTransformation:
+    """The optimizer of flat trainable parameters."""
+    factors = {path: lr_multiplier(path, self.lr_multipliers) for path in trainable}
+    by_group = optax.stateless(
+      lambda updates, _: {path: update * factors[path] for path, update in updates.items()}
+    )
+    return optax.chain(
+      optax.clip_by_global_norm(self.clip_norm),
+      *self.transforms(trainable),
+      by_group,
+      optax.scale_by_learning_rate(self.schedule(num_steps)),
+    )
+
+  def schedule(self, num_steps: int) -> optax.Schedule:
+    """Learning rate by step."""
+    warmup_steps = max(1, round(self.warmup_fraction * num_steps)) if self.warmup_fraction else 0
+    return optax.warmup_cosine_decay_schedule(
+      init_value=0.0,
+      peak_value=self.learning_rate,
+      warmup_steps=warmup_steps,
+      decay_steps=max(warmup_steps + 1, round(self.decay_fraction * num_steps)),
+      end_value=self.final_lr_fraction * self.learning_rate,
+    )
+
+  def with_multiplier(self, group: str, multiplier: float) -> Optimizer:
+    """The same with a multiplier that comes before all others."""
+    others = tuple(m for m in self.lr_multipliers if m != (group, multiplier))
+    return dataclasses.replace(self, lr_multipliers=((group, multiplier), *others))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+  """AdamW (Loshchilov & Hutter 2019).
+
+  Attributes:
+    weight_decay: not of norms, biases and embeddings.
+    moments_dtype: of both moments at rest; 'bfloat16' saves 4 bytes a parameter.
+  """
+
   b1: float = 0.9
   b2: float = 0.95
-  weight_decay: float = 0.1  # not of norms, biases and embeddings
-  clip_norm: float = 1.0
-  moments_dtype: str = 'float32'  # of both moments at rest; 'bfloat16' saves 4 bytes a parameter
-  lr_multipliers: tuple[tuple[str, float], ...] = ()
+  weight_decay: float = 0.1
+  moments_dtype: str = 'float32'
+
+  def transforms(
+    self, trainable: Mapping[str, jax.Array]
+  ) -> tuple[optax.GradientTransformation, ...]:
+    decayed = {path: is_decayed(path) for path in trainable}
+    return (
+      _stored_as(optax.scale_by_adam(self.b1, self.b2), self.moments_dtype),
+      optax.add_decayed_weights(self.weight_decay, mask=decayed),
+    )
 
 
-def lr_multiplier(path: str, lr_multipliers: tuple[tuple[str, float], ...]) -> float:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FromOptax(Optimizer):
+  """Any transformation of gradients by the name of the function that makes it.
+
+  Attributes:
+    factory: importable, such as 'optax.scale_by_lion': what it makes comes before the learning
+      rate, so the `scale_by_*` functions are meant and not `optax.lion`.
+    arguments: its keyword arguments, as pairs of name and value.
+    weight_decay: not of norms, biases and embeddings.
+  """
+
+  factory: str
+  arguments: tuple[tuple[str, Any], ...] = ()
+  weight_decay: float = 0.0
+
+  def __post_init__(self):
+    self._make()  # a name that is wrong is found here, and not after the data has been read
+
+  def transforms(
+    self, trainable: Mapping[str, jax.Array]
+  ) -> tuple[optax.GradientTransformation, ...]:
+    decayed = {path: is_decayed(path) for path in trainable}
+    return (self._make(), optax.add_decayed_weights(self.weight_decay, mask=decayed))
+
+  def _make(self) -> optax.GradientTransformation:
+    module, _, name = self.factory.rpartition('.')
+    try:
+      made = getattr(importlib.import_module(module), name)(**dict(self.arguments))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+      raise ValueError(f'the optimizer {self.factory}{self.arguments}: {error}') from error
+    if not isinstance(made, optax.GradientTransformation):
+      raise ValueError(f'{self.factory} makes no optax.GradientTransformation but {made!r}')
+    return made
+
+
+def lr_multiplier(path: str, multipliers: Multipliers) -> float:
   """The multiplier of the learning rate of one parameter."""
-  return next((rate for pattern, rate in lr_multipliers if re.search(pattern, path)), 1.0)
+  return next((factor for group, factor in multipliers if fits(group, path)), 1.0)
 
 
 def split_trainable(
-  params: Params, lr_multipliers: tuple[tuple[str, float], ...]
+  params: Params, multipliers: Multipliers
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   """Flat trainable and frozen parameters by path. Raises ValueError if nothing would train."""
   flat = traverse_util.flatten_dict(params, sep='/')
-  trainable = {path: x for path, x in flat.items() if lr_multiplier(path, lr_multipliers) != 0}
+  trainable = {path: x for path, x in flat.items() if lr_multiplier(path, multipliers) != 0}
   if not trainable:
-    raise ValueError(f'lr_multipliers {lr_multipliers} freeze every parameter')
+    raise ValueError(f'lr_multipliers {multipliers} freeze every parameter')
   return trainable, {path: x for path, x in flat.items() if path not in trainable}
 
 
 def join_params(trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> Params:
   """The inverse of `split_trainable`."""
   return traverse_util.unflatten_dict({**trainable, **frozen}, sep='/')
-
-
-def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-  """Learning rate by step."""
-  warmup_steps = max(1, round(config.warmup_fraction * num_steps)) if config.warmup_fraction else 0
-  return optax.warmup_cosine_decay_schedule(
-    init_value=0.0,
-    peak_value=config.learning_rate,
-    warmup_steps=warmup_steps,
-    decay_steps=max(warmup_steps + 1, round(config.decay_fraction * num_steps)),
-    end_value=config.final_lr_fraction * config.learning_rate,
-  )
 
 
 def is_decayed(path: str) -> bool:
@@ -87,21 +174,3 @@ def _stored_as(adam: optax.GradientTransformation, dtype: str) -> optax.Gradient
     return updates, cast(state, dtype)
 
   return optax.GradientTransformation(lambda params: cast(adam.init(params), dtype), update)
-
-
-def make_optimizer(
-  config: OptimizerConfig, num_steps: int, trainable: dict[str, jax.Array]
-) -> optax.GradientTransformation:
-  """The optimiser of flat trainable parameters."""
-  rates = {path: lr_multiplier(path, config.lr_multipliers) for path in trainable}
-  decayed = {path: is_decayed(path) for path in trainable}
-  by_group = optax.stateless(
-    lambda updates, _: {path: update * rates[path] for path, update in updates.items()}
-  )
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    _stored_as(optax.scale_by_adam(config.b1, config.b2), config.moments_dtype),
-    optax.add_decayed_weights(config.weight_decay, mask=decayed),
-    by_group,
-    optax.scale_by_learning_rate(schedule(config, num_steps)),
-  )

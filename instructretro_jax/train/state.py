@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -14,49 +14,57 @@ import optax
 
 from instructretro_jax.array_types import Params
 from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.execution import Execution
+from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import param_shardings
-from instructretro_jax.train.optimizer import OptimizerConfig, make_optimizer, split_trainable
+from instructretro_jax.train.optimizer import Optimizer, split_trainable
 from instructretro_jax.train.step import TrainState
 
 
-def init_params(config: RetroConfig, seed: int, with_retrieval: bool) -> Params:
+def init_params(
+  config: RetroConfig, seed: int, with_retrieval: bool, *, scan_layers: bool = False
+) -> Params:
   """Fresh parameters, boxed with their logical axes; the decoder's alone without retrieval."""
-  # kernels have no parameters, and may not take sequences as short as these
-  decoder = dataclasses.replace(config.decoder, attention='dot_product')
-  config = dataclasses.replace(config, decoder=decoder)
   tokens = jnp.zeros((1, config.chunk_len), jnp.int32)
   neighbours = jnp.zeros((1, 1, 1, 2 * config.chunk_len), jnp.int32)
-  model, key = Retro(config), jax.random.key(seed)
+  model, key = Retro(config, Execution(scan_layers=scan_layers)), jax.random.key(seed)
   if not with_retrieval:
     return model.init(key, tokens, gate=0)['params']
   mask = jnp.ones(neighbours.shape, bool)
   return model.init(key, tokens, jnp.ones_like(tokens), neighbours, mask)['params']
 
 
-def abstract_params(config: RetroConfig, with_retrieval: bool, mesh: Mesh | AbstractMesh) -> Params:
+def abstract_params(
+  config: RetroConfig,
+  with_retrieval: bool,
+  mesh: Mesh | AbstractMesh,
+  *,
+  scan_layers: bool = False,
+) -> Params:
   """Shapes, dtypes and shardings of the parameters on a mesh, which may be abstract."""
-  boxed = jax.eval_shape(lambda: init_params(config, 0, with_retrieval))
+  init = functools.partial(init_params, config, 0, with_retrieval, scan_layers=scan_layers)
+  boxed = jax.eval_shape(init)
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(place, nn.unbox(boxed), param_shardings(boxed, mesh))
 
 
 def fresh_params(config: RetroConfig, seed: int, abstract: Params) -> Params:
   """Parameters drawn from the seed, each on the devices that `abstract_params` gives it."""
-  with_retrieval = 'encoder' in abstract
+  with_retrieval = has_retrieval(abstract)
   init = lambda: nn.unbox(init_params(config, seed, with_retrieval))
   return jax.jit(init, out_shardings=shardings_of(abstract))()
 
 
 def abstract_state(
-  params: Params, config: OptimizerConfig, num_steps: int
+  params: Params, config: Optimizer, num_steps: int
 ) -> tuple[TrainState, optax.GradientTransformation]:
   """Shapes, dtypes and shardings of the state with these abstract parameters, and its optimiser.
 
   Moments lie as their parameters do; counters are whole on every device.
   """
   trainable, frozen = split_trainable(params, config.lr_multipliers)
-  optimizer = make_optimizer(config, num_steps, trainable)
+  optimizer = config.make(num_steps, trainable)
   mesh = next(iter(trainable.values())).sharding.mesh
   everywhere = NamedSharding(mesh, PartitionSpec())
   whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)

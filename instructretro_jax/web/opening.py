@@ -8,7 +8,7 @@ import jax
 
 from instructretro_jax.inference.sampler import Sampler
 from instructretro_jax.inference.session import open_sampler
-from instructretro_jax.train import checkpoint
+from instructretro_jax.train.checkpoint import Checkpoint
 
 
 def open_checkpoint(
@@ -18,7 +18,7 @@ def open_checkpoint(
 
   Raises StageError as `open_sampler` does.
   """
-  has_encoder = checkpoint.has_encoder(folder)
+  has_encoder = Checkpoint(folder).has_encoder()
   sampler, _ = open_sampler(folder, index, float(has_encoder), tensor)
   count = sum(x.size for x in jax.tree.leaves(sampler.params))
   facts = [('checkpoint', folder.resolve().name), ('parameters', f'{count:,}')]

@@ -7,9 +7,8 @@ import pytest
 
 from instructretro_jax.evaluate.perplexity import _row, _token_nats, token_categories
 from instructretro_jax.evaluate.viewer import shared_spans
-from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
-from instructretro_jax.train.checkpoint import load_for_use
+from instructretro_jax.train.checkpoint import Checkpoint
 from instructretro_jax.train.checkpoint_writer import write_checkpoint
 from instructretro_jax.train.lazy_params import LazyArray
 from tests.inference.test_cache import params_of
@@ -70,10 +69,10 @@ def test_devices_that_share_a_checkpoint_find_what_one_finds(tmp_path):
   found = []
   for mesh in (ONE_DEVICE, MeshConfig(data=2, fsdp=1, tensor=2)):
     devices = local_mesh(mesh)
-    config, params = load_for_use(tmp_path, devices)
+    model, params = Checkpoint(tmp_path).load_for_use(devices)
     assert {len(x.addressable_shards) for x in jax.tree.leaves(params)} == {devices.size}
     with jax.set_mesh(devices):
-      found.append(_token_nats(Retro(config), params, batch, True, batch_size=2))
+      found.append(_token_nats(model, params, batch, True, batch_size=2))
   np.testing.assert_allclose(*found, rtol=1e-5)
 
 

@@ -9,14 +9,14 @@ import seqio
 from instructretro_jax.examples import tasks
 from instructretro_jax.examples.cache_stage import Cache
 from instructretro_jax.examples.cached import CachedExamples, seqio_task
+from instructretro_jax.examples.seqio_tasks import SeqioVocabulary
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.pipeline import manifest, stage
 from instructretro_jax.retrieval.index_stage import BuildIndex
-from instructretro_jax.retrieval.neighbours import NeighbourTable
 from instructretro_jax.retrieval.neighbours_stage import FindNeighbours
 from instructretro_jax.text import vocabulary
 from instructretro_jax.train import loop
-from instructretro_jax.train.optimizer import OptimizerConfig
+from instructretro_jax.train.optimizer import AdamW
 from tests.retrieval.fixtures import CHUNK_LEN
 
 JOINED = tasks.LanguageModel(seq_len=4 * CHUNK_LEN, neighbours='neighbours')
@@ -32,9 +32,9 @@ def root(run_folder):
 
 
 def test_the_files_hold_the_stream_and_training_cannot_tell_them_apart(root):
-  joined = JOINED.source(root, 'train', NeighbourTable)
+  joined = JOINED.source(root, 'train')
   assert len(joined) < 50  # more than an epoch
-  cached = CACHED.source(root, 'train', NeighbourTable)
+  cached = CACHED.source(root, 'train')
   positions = np.array([0, 49, 13, 12, 37])
   expected = joined.examples(joined.ids(3, positions))
   found = cached.examples(cached.ids(3, positions))
@@ -45,7 +45,7 @@ def test_the_files_hold_the_stream_and_training_cannot_tell_them_apart(root):
   arm = loop.Train(
     name='joined', task=JOINED, num_steps=3, batch_size=4, gate=1.0, data_seed=3,
     model=RetroConfig(decoder=decoder, chunk_len=CHUNK_LEN, cross_attention_layers=(0,)),
-    optimizer=OptimizerConfig(learning_rate=1e-3),
+    optimizer=AdamW(learning_rate=1e-3),
   )  # fmt: skip
   other = dataclasses.replace(arm, name='cached', task=CACHED)
   hashes = [stage.run(one, root).counts['params_sha256'] for one in (arm, other)]
@@ -53,7 +53,7 @@ def test_the_files_hold_the_stream_and_training_cannot_tell_them_apart(root):
 
 
 def test_seqio_reads_every_example_once(root):
-  vocab = vocabulary.load(root / 'vocabulary')
+  vocab = SeqioVocabulary(vocabulary.load(root / 'vocabulary'))
   features = {'tokens': seqio.Feature(vocab, add_eos=False)}
   features |= {'neighbours': seqio.Feature(vocab, add_eos=False, rank=3)}
   task = seqio_task(root / 'cache', features)
@@ -77,14 +77,14 @@ def test_a_killed_stage_ends_with_the_same_bytes(root):
 
 
 def test_what_the_files_do_not_hold_is_refused(root):
-  cached = CACHED.source(root, 'train', NeighbourTable)
+  cached = CACHED.source(root, 'train')
   with pytest.raises(manifest.StageError, match='data_seed 3, not 4'):
     cached.ids(4, np.arange(3))
   with pytest.raises(manifest.StageError, match='50 examples.*position 50'):
     cached.ids(3, np.arange(51))
   with pytest.raises(manifest.StageError, match='other values of .*seq_len'):
-    dataclasses.replace(CACHED, seq_len=CHUNK_LEN).source(root, 'train', NeighbourTable)
+    dataclasses.replace(CACHED, seq_len=CHUNK_LEN).source(root, 'train')
   with pytest.raises(manifest.StageError, match='not heldout'):
-    CACHED.source(root, 'heldout', NeighbourTable)
+    CACHED.source(root, 'heldout')
   with pytest.raises(manifest.StageError, match='do not fill'):
     dataclasses.replace(STAGE, num_examples=3).build(root, root / 'few')

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.sharding import MESH_AXES
 from instructretro_jax.pipeline import gin_adapter
-from instructretro_jax.train.optimizer import OptimizerConfig
+from instructretro_jax.train.optimizer import AdamW
 from instructretro_jax.train.state import abstract_params, abstract_state
 
 PATH = Path(__file__).parent / 'shardings.json'
@@ -25,7 +25,7 @@ def shardings(name: str, mesh_shape: tuple[int, ...]) -> dict:
   """'shape: mesh axes' by path, and the bytes of the whole state that a device holds."""
   config = gin_adapter.configure(RetroConfig, [f'gin/models/{name}.gin'])[0]
   params = abstract_params(config, True, AbstractMesh(mesh_shape, MESH_AXES))
-  state, _ = abstract_state(params, OptimizerConfig(learning_rate=1.0), 1)
+  state, _ = abstract_state(params, AdamW(learning_rate=1.0), 1)
   size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
   describe = lambda x: f'{list(x.shape)}: {[axis or "whole" for axis in x.sharding.spec]}'
   flat = traverse_util.flatten_dict(params, sep='/')

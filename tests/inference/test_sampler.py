@@ -11,6 +11,7 @@ from instructretro_jax.inference import sampler as sampler_module
 from instructretro_jax.inference.answer import Request
 from instructretro_jax.inference.decode import without_retrieval
 from instructretro_jax.inference.sampler import Sampler, load_sampler
+from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import MeshConfig
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.retrieval.retriever import Neighbour
@@ -57,7 +58,7 @@ class Echo:
 
 
 def make_sampler(config=CONFIG, **fields):
-  return Sampler(config, params_of(config), Letters(), **fields)
+  return Sampler(Retro(config), params_of(config), Letters(), **fields)
 
 
 REQUESTS = [
@@ -105,7 +106,7 @@ def test_live_retrieval_equals_the_full_forward(prompt, step, monkeypatch):
   monkeypatch.setattr(sampler_module, 'TOKENS_PER_CALL', 3)
   retriever = Echo()
   params = params_of(CONFIG)
-  sampler = Sampler(CONFIG, params, EndlessLetters(), retriever)
+  sampler = Sampler(Retro(CONFIG), params, EndlessLetters(), retriever)
   request = Request(prompt=prompt, max_new=14, gate=1.0, retrieval_step=step)
   answer = sampler.generate([request])[0]
   asked = list(retriever.asked)
@@ -150,15 +151,13 @@ def test_finished_rows_wait_for_the_others_and_stop_texts_are_seen():
 
 
 def test_a_checkpoint_whole_without_its_encoder_and_spread_over_devices(tmp_path, monkeypatch):
-  trained_with = dataclasses.replace(CONFIG.decoder, attention='splash')  # takes no short prompts
-  config = dataclasses.replace(CONFIG, decoder=trained_with)
   flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, params_of(CONFIG)), sep='/')
   lazy = {p: LazyArray(x.shape, x.dtype, lambda x=x: x) for p, x in flat.items()}
   monkeypatch.setattr(vocabulary, 'fingerprint', lambda _: 'letters')
   monkeypatch.setattr(vocabulary, 'load', lambda _: Letters())
   with pytest.raises(StageError, match='no checkpoint'):
     load_sampler(tmp_path / 'arm')
-  write_checkpoint(tmp_path / 'arm', config, lazy, {'vocabulary': 'letters'})
+  write_checkpoint(tmp_path / 'arm', CONFIG, lazy, {'vocabulary': 'letters'})
   with pytest.raises(StageError, match='has a vocabulary'):
     load_sampler(tmp_path / 'arm')
   (tmp_path / 'vocabulary').mkdir()

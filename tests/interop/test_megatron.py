@@ -21,8 +21,9 @@ from instructretro_jax.interop import (
 from instructretro_jax.interop.megatron_layout import CORE, LEGACY
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.pipeline.manifest import StageError
-from instructretro_jax.train import checkpoint, checkpoint_writer
+from instructretro_jax.train import checkpoint_writer
 from instructretro_jax.train.state import init_params
+from tests.checkpoints import load_params
 from tests.interop import oracles
 
 RELEASED = DecoderConfig(
@@ -351,7 +352,7 @@ def test_from_shards_to_a_checkpoint_that_training_opens(tmp_path):
   write_legacy(tmp_path / 'theirs', config, params, 2)
   found_config, lazy = megatron.load_lazy(tmp_path / 'theirs')
   checkpoint_writer.write_checkpoint(tmp_path / 'ours', found_config, lazy, {'vocabulary': 'abc'})
-  opened_config, opened, record = checkpoint.load_params(tmp_path / 'ours')
+  opened_config, opened, record = load_params(tmp_path / 'ours')
   assert opened_config == config and record['vocabulary'] == 'abc'
   assert_same(opened, params)
 

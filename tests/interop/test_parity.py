@@ -11,6 +11,7 @@ import pytest
 from instructretro_jax.interop import megatron, megatron_files
 from instructretro_jax.interop.megatron_layout import CORE
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.train.state import init_params
 from tests.interop import oracles
@@ -23,8 +24,8 @@ GRADIENT = {'float32': 5e-5, 'float64': 1e-8}  # of the largest entry of each te
 needs_cases = pytest.mark.skipif(not CASES, reason='whole cases: set INSTRUCTRETRO_ORACLES')
 
 
-def run(config, params, tokens, segments, neighbours, given, gate=1.0):
-  return Retro(config).apply(
+def run(model, params, tokens, segments, neighbours, given, gate=1.0):
+  return model.apply(
     {'params': params}, tokens, segments, neighbours, gate=gate, method='logits', **given
   )
 
@@ -41,9 +42,9 @@ quick_jit = functools.partial(
 
 
 @functools.partial(quick_jit, static_argnums=0)
-def gradients(config, params, labels, *inputs):
+def gradients(model, params, labels, *inputs):
   def mean_loss(params):
-    logits = run(config, params, *inputs)
+    logits = run(model, params, *inputs)
     losses = token_losses(logits, labels)
     return losses.mean(), (logits, losses)
 
@@ -51,8 +52,8 @@ def gradients(config, params, labels, *inputs):
   return logits, losses, mean, grads
 
 
-def with_dtype(config, dtype):
-  return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, dtype=dtype))
+def model_of(config, dtype):
+  return Retro(config, Execution(dtype=dtype))
 
 
 def assert_close(found, expected, atol):
@@ -72,12 +73,13 @@ def test_golden_case_of_megatron_core():
   config, params = megatron.load(state, config)
   inputs = z['input/tokens'].astype(int), None, z['input/neighbor_tokens'].astype(int), {}
   labels = z['input/labels'].astype(int)
-  logits, losses, mean, grads = gradients(config, params, labels, *inputs)
+  model = Retro(config)
+  logits, losses, mean, grads = gradients(model, params, labels, *inputs)
   assert_close(logits[:1], oracles.from_planes(z['logits'], 1, 48, 128), LOGITS['float32'])
   assert_close(losses, z['loss'], LOSS['float32'])
   assert_close(mean, z['loss'].mean(), 2e-6)
   assert_gradients(config, grads, vector_grads, GRADIENT['float32'])
-  closed = jax.jit(functools.partial(run, config, gate=0))(params, *inputs)
+  closed = jax.jit(functools.partial(run, model, gate=0))(params, *inputs)
   assert_close(closed[:1, ::3], oracles.from_planes(z['gpt_logits'], 1, 16, 128), LOGITS['float32'])
 
 
@@ -103,13 +105,13 @@ def test_gradients_and_closed_gate_of_whole_cases(path, dtype):
   fixed = 'fixed64/logits' in z.files
   with jax.enable_x64(dtype == 'float64'):
     config, params = megatron.load(path, dtype=dtype)
-    config, inputs = with_dtype(config, dtype), oracles.call_inputs(z)
-    logits, losses, mean, grads = gradients(config, params, z['input/labels'], *inputs)
+    model, inputs = model_of(config, dtype), oracles.call_inputs(z)
+    logits, losses, mean, grads = gradients(model, params, z['input/labels'], *inputs)
     expected = 'fixed64' if fixed else 'output64'
     assert_close(logits, z[f'{expected}/logits'], LOGITS[dtype])
     assert_close(losses, z[f'{expected}/loss'], LOSS[dtype])
     assert_close(mean, z[f'{expected}/loss'].mean(), min(2e-6, LOSS[dtype]))
-    closed = jax.jit(functools.partial(run, config, gate=0))(params, *inputs)
+    closed = jax.jit(functools.partial(run, model, gate=0))(params, *inputs)
     assert_close(closed, z['output64/gpt_logits'], LOGITS[dtype])
   if not fixed:
     kind = 'grad64/' if dtype == 'float64' and config_has_grad64(z) else 'grad/'
@@ -132,7 +134,7 @@ def test_other_lengths_of_whole_cases(path, dtype):
     config, params = megatron.load(path, dtype=dtype)
     for name in (k for k in z.files if k.startswith('edge/') and k.endswith('/tokens')):
       at = name.removesuffix('tokens')
-      found = run(with_dtype(config, dtype), params, z[name], None, z[at + 'neighbor_tokens'], {})
+      found = run(model_of(config, dtype), params, z[name], None, z[at + 'neighbor_tokens'], {})
       assert_close(found, z[at + 'logits64'], LOGITS[dtype])
 
 
@@ -144,7 +146,7 @@ def test_every_block_of_whole_cases(path):
   tokens, segments, neighbours, given = oracles.call_inputs(z)
   with jax.enable_x64(True):
     config, params = megatron.load(path, dtype='float64')
-    _, seen = Retro(with_dtype(config, 'float64')).apply(
+    _, seen = model_of(config, 'float64').apply(
       {'params': params},
       tokens,
       segments,
@@ -245,8 +247,8 @@ def test_equals_the_twin_in_float64(changes, length, num_neighbours, masks):
     params = jax.tree.map(lambda x: rng.normal(size=x.shape) * 0.5, abstract)
     params = jax.tree.map(lambda x: x.value, params, is_leaf=lambda x: hasattr(x, 'value'))
     given = {'positions_BL': positions, 'encoder_mask_BNKRR': encoder_mask}
-    found = run(config, params, tokens, segments, neighbours, given)
-    closed = run(config, params, tokens, segments, None, given, gate=0)
+    found = run(Retro(config), params, tokens, segments, neighbours, given)
+    closed = run(Retro(config), params, tokens, segments, None, given, gate=0)
   state = megatron.state_dict(config, params, CORE)
   rotary_width = int(decoder.head_width * decoder.rotary_fraction)
   twin = Megatron(

@@ -23,8 +23,8 @@ from instructretro_jax.pipeline import manifest, stage
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.text import vocabulary
 from instructretro_jax.train import loop
-from instructretro_jax.train.checkpoint import load_params
-from instructretro_jax.train.optimizer import OptimizerConfig
+from instructretro_jax.train.optimizer import AdamW
+from tests.checkpoints import load_params
 from tests.interop.test_huggingface import GOLDEN, copy_with, flat, logits
 
 LLAMA = str(GOLDEN / 'llama')
@@ -117,7 +117,7 @@ def arm(model, gate, kind='random'):
     name='arm',
     task=LanguageModel(seq_len=16, neighbours='neighbours'),
     model=model,
-    optimizer=OptimizerConfig(learning_rate=1e-3),
+    optimizer=AdamW(learning_rate=1e-3),
     num_steps=1,
     batch_size=1,
     gate=gate,
@@ -153,8 +153,6 @@ def test_at_step_0_a_retro_fit_is_the_backbone(tmp_path):
 def test_training_refuses_weights_of_another_decoder(tmp_path):
   stage.run(ImportWeights(source=LLAMA), tmp_path)
   config, _, record = load_params(tmp_path / 'backbone')
-  turned = architectures.with_retrieval(
-    dataclasses.replace(config.decoder, rotary_base=500.0, dtype='bfloat16')
-  )
+  turned = architectures.with_retrieval(dataclasses.replace(config.decoder, rotary_base=500.0))
   with pytest.raises(StageError, match='rotary_base is 10000.0 there and 500.0 here$'):
     arm(turned, 0.0)._first_params(tmp_path, make_mesh(MeshConfig()), record)

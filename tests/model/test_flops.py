@@ -10,7 +10,7 @@ from instructretro_jax.model import flops
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.precompile import counts, hlo
-from instructretro_jax.train.optimizer import OptimizerConfig, make_optimizer, split_trainable
+from instructretro_jax.train.optimizer import AdamW, split_trainable
 from instructretro_jax.train.state import init_params
 from instructretro_jax.train.step import TrainState, make_train_step
 
@@ -33,9 +33,7 @@ def compiled_flops(config, gate, lr_multipliers=()):
   boxed = jax.eval_shape(lambda: init_params(config, 0, gate != 0))
   params = jax.tree.map(lambda x: x.value, boxed, is_leaf=lambda x: hasattr(x, 'value'))
   trainable, frozen = split_trainable(params, lr_multipliers)
-  optimizer = make_optimizer(
-    OptimizerConfig(learning_rate=0.1, lr_multipliers=lr_multipliers), 10, trainable
-  )
+  optimizer = AdamW(learning_rate=0.1, lr_multipliers=lr_multipliers).make(10, trainable)
   state = TrainState(
     jax.ShapeDtypeStruct((), jnp.int32),
     trainable,

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructretro_jax.model.config import REMATS
+from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.layer_groups import (
   LayerGroup,
   layer_groups,
   stack_layers,
   unstack_layers,
 )
+from instructretro_jax.model.remat import REMATS
 from instructretro_jax.model.retro import Retro
 from tests.model.test_retro import CONFIG, DECODER, init, make_inputs
 
@@ -49,14 +50,15 @@ def with_decoder(**changes):
 )
 def test_groups_that_repeat_are_found(num_layers, retro, expected):
   retro = None if retro is None else tuple(retro)
-  config = with_decoder(num_layers=num_layers, cross_attention_layers=retro, scan_layers=True)
-  assert list(layer_groups(config)) == expected
+  config = with_decoder(num_layers=num_layers, cross_attention_layers=retro)
+  assert list(layer_groups(config, scan_layers=True)) == expected
+  assert len(layer_groups(config, scan_layers=False)) == num_layers
   assert [s.key for s in expected][:1] == ['0_to_7' if num_layers > 6 else expected[0].key]
 
 
-def value_and_grads(config, params, inputs, gate):
+def value_and_grads(model, params, inputs, gate):
   def loss(params):
-    logits = Retro(config).apply({'params': params}, *inputs, gate=gate, method='logits')
+    logits = model.apply({'params': params}, *inputs, gate=gate, method='logits')
     return jnp.square(jax.nn.log_softmax(logits)).mean()
 
   return jax.jit(jax.value_and_grad(loss))(params)
@@ -64,38 +66,35 @@ def value_and_grads(config, params, inputs, gate):
 
 @pytest.mark.parametrize('gate', [0, 0.7])
 def test_scanned_equals_one_by_one(gate):
-  plain = with_decoder(num_layers=8, cross_attention_layers=(2, 4, 6))
-  scanned = with_decoder(
-    num_layers=8, cross_attention_layers=(2, 4, 6), scan_layers=True, remat='save_narrow_products'
-  )
+  config = with_decoder(num_layers=8, cross_attention_layers=(2, 4, 6))
+  scanned = Retro(config, Execution(scan_layers=True, remat='save_narrow_products'))
   inputs = make_inputs(length=13)
-  params = init(plain, inputs)
-  stacked = stack_layers(params, scanned)
-  shapes = jax.eval_shape(lambda: nn.unbox(Retro(scanned).init(jax.random.key(0), *inputs)))
+  params = init(config, inputs)
+  stacked = stack_layers(params, config)
+  shapes = jax.eval_shape(lambda: nn.unbox(scanned.init(jax.random.key(0), *inputs)))
   assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes['params'])
-  jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked, scanned), dict(params))
-  loss, grads = value_and_grads(plain, params, inputs, gate)
+  jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked, config), dict(params))
+  loss, grads = value_and_grads(Retro(config), params, inputs, gate)
   found, found_grads = value_and_grads(scanned, stacked, inputs, gate)
   np.testing.assert_allclose(found, loss, rtol=1e-6)
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
-  jax.tree.map(close, unstack_layers(found_grads, scanned), dict(grads))
+  jax.tree.map(close, unstack_layers(found_grads, config), dict(grads))
 
 
 def test_stacked_parameters_have_a_layers_axis():
-  scanned = with_decoder(num_layers=8, cross_attention_layers=(2, 4, 6), scan_layers=True)
-  inputs = make_inputs()
-  boxed = jax.eval_shape(lambda: Retro(scanned).init(jax.random.key(0), *inputs))['params']
+  config = with_decoder(num_layers=8, cross_attention_layers=(2, 4, 6))
+  scanned, inputs = Retro(config, Execution(scan_layers=True)), make_inputs()
+  boxed = jax.eval_shape(lambda: scanned.init(jax.random.key(0), *inputs))['params']
   flat = traverse_util.flatten_dict(boxed, sep='/')
   assert flat['decoder_3_to_6/layer_1/mlp/up/kernel'].names == ('layers', 'embed', 'mlp')
   assert flat['decoder_2/mlp/up/kernel'].names == ('embed', 'mlp')
 
 
 def test_remat_changes_memory_and_nothing_else():
-  make = lambda remat: with_decoder(
-    num_layers=2, cross_attention_layers=(1,), remat=remat, norm='layernorm', use_bias=True
-  )
+  config = with_decoder(num_layers=2, cross_attention_layers=(1,), norm='layernorm', use_bias=True)
+  make = lambda remat: Retro(config, Execution(remat=remat))
   inputs = make_inputs(length=32, batch=4)
-  params = init(make('none'), inputs)
+  params = init(config, inputs)
   expected = value_and_grads(make('none'), params, inputs, 1.0)
   kept = {}
   for remat in REMATS:
@@ -108,11 +107,11 @@ def test_remat_changes_memory_and_nothing_else():
   assert len(set(kept.values())) == len(REMATS)
 
 
-def saved_bytes(config, params, inputs):
+def saved_bytes(model, params, inputs):
   """Bytes that the forward pass leaves for the backward pass."""
 
   def forward(params):
-    apply = lambda p: Retro(config).apply({'params': p}, *inputs, gate=1.0)
+    apply = lambda p: model.apply({'params': p}, *inputs, gate=1.0)
     return jax.vjp(apply, params)[1]
 
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(forward, params)))

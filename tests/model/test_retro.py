@@ -11,6 +11,7 @@ import pytest
 
 from instructretro_jax.model.config import DecoderConfig, RetroConfig, reference_retro_layers
 from instructretro_jax.model.encoder import MAX_OFFSET
+from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.retro import Retro
 from tests.reference import retro as twin
 
@@ -233,13 +234,8 @@ def test_value_shift_reads_the_next_value_within_a_neighbour():
   [
     {'activation': 'swiglu', 'norm': 'layernorm_1p', 'rotary_fraction': 0.5},
     {'activation': 'squared_relu', 'norm': 'layernorm', 'positions': 'learned', 'use_bias': True},
-    {
-      'activation': 'geglu',
-      'num_kv_heads': 1,
-      'tie_embeddings': False,
-      'remat': 'save_block_inputs',
-    },
-    {'activation': 'gelu_tanh', 'positions': 'none', 'final_norm': False, 'dtype': 'bfloat16'},
+    {'activation': 'geglu', 'num_kv_heads': 1, 'tie_embeddings': False},
+    {'activation': 'gelu_tanh', 'positions': 'none', 'final_norm': False},
     {'rotary_interleaved': True},
   ],
 )
@@ -252,6 +248,18 @@ def test_every_flavour_runs_and_is_causal(changes):
   tokens[:, 5] = (tokens[:, 5] + 1) % 32
   after = logits(config, params, tokens, segments, neighbours, mask)
   np.testing.assert_array_equal(after[:, :5], before[:, :5])
+
+
+@pytest.mark.parametrize('execution', [{'dtype': 'bfloat16'}, {'remat': 'save_block_inputs'}])
+def test_execution_changes_rounding_alone(execution):
+  inputs = make_inputs(8)
+  params = init(CONFIG, inputs)
+  apply = lambda model: model.apply({'params': params}, *inputs, method='logits')
+  found, expected = apply(Retro(CONFIG, Execution(**execution))), apply(Retro(CONFIG))
+  assert found.dtype == np.float32
+  atol = 0.2 if 'dtype' in execution else 1e-6  # of logits up to 6
+  np.testing.assert_allclose(found, expected, atol=atol)
+  assert 'dtype' not in execution or (found != expected).any()
 
 
 def test_reference_rule_of_layers():

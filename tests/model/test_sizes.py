@@ -1,9 +1,7 @@
 """The published sizes, counted from their gin files without a byte of memory."""
 
-import dataclasses
 import math
 from pathlib import Path
-import re
 
 from flax import linen as nn
 from flax import traverse_util
@@ -11,6 +9,7 @@ import jax
 import pytest
 
 from instructretro_jax.model.config import RetroConfig
+from instructretro_jax.model.param_groups import is_retrieval
 from instructretro_jax.pipeline import gin_adapter
 from instructretro_jax.train.state import init_params
 
@@ -45,11 +44,10 @@ def model_of(name):
 
 def sizes(config):
   """Number of values by path, of the decoder alone and of all."""
-  config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, remat='none'))
   abstract = nn.unbox(jax.eval_shape(lambda: init_params(config, 0, True)))
   flat = traverse_util.flatten_dict(abstract, sep='/')
   every = {path: math.prod(x.shape) for path, x in flat.items()}
-  decoder = {p: n for p, n in every.items() if not re.match(r'encoder|.*/cross_attention/', p)}
+  decoder = {p: n for p, n in every.items() if not is_retrieval(p)}
   return decoder, every
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from instructretro_jax.pipeline import hosts, manifest
-from instructretro_jax.train.checkpoint import load_params, load_record
+from instructretro_jax.train.checkpoint import Checkpoint
+from tests.checkpoints import load_params
 
 ROOT = Path(__file__).parents[2]
 ARMS = ('gpt', 'retro_fit')
@@ -135,8 +136,8 @@ def test_two_processes_train_as_one_does(tmp_path, tiny_documents):
   pair[1].kill()  # SIGKILL
   assert pair[0].wait(timeout=600) != 0  # it cannot go on alone, and ends by itself
   assert not (killed / 'retro_fit' / manifest.MANIFEST).exists()
-  done = load_record(killed / 'retro_fit')['data']['example']
-  assert done < load_record(two / 'retro_fit')['data']['example']
+  done = Checkpoint(killed / 'retro_fit').record['data']['example']
+  assert done < Checkpoint(two / 'retro_fit').record['data']['example']
   shutil.copytree(killed, alone)
   finish(start_pair(killed, tiny_documents))
   # the same bytes: parameters, counts, plan

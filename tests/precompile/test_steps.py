@@ -7,7 +7,6 @@ from click.testing import CliRunner
 import jax
 import numpy as np
 import pytest
-import seqio
 
 from instructretro_jax import main
 from instructretro_jax.examples.instructions import Instructions
@@ -22,8 +21,9 @@ from instructretro_jax.questions.passage_windows import PassageNeighbours
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.train import loop
 from instructretro_jax.train.gates import random_gates
-from instructretro_jax.train.optimizer import OptimizerConfig
+from instructretro_jax.train.optimizer import AdamW
 from instructretro_jax.train.state import abstract_state, first_state
+from tests.text.byte_vocabulary import ByteVocabulary
 
 C = 8
 MODEL = RetroConfig(
@@ -42,7 +42,7 @@ def arm(name, task=OPEN, gate=1.0, **changes):
     name=name,
     task=task,
     model=MODEL,
-    optimizer=OptimizerConfig(learning_rate=1e-3),
+    optimizer=AdamW(learning_rate=1e-3),
     num_steps=4,
     batch_size=8,
     gate=gate,
@@ -62,11 +62,11 @@ def figures(arm, step='train'):
 
 
 def test_the_abstract_state_is_that_of_training(tmp_path):
-  fit = arm('fit', optimizer=OptimizerConfig(learning_rate=1e-3, lr_multipliers=(('norm', 0.0),)))
+  fit = arm('fit', optimizer=AdamW(learning_rate=1e-3, lr_multipliers=(('norm', 0.0),)))
   mesh = mesh_of(fit)
   abstract = steps.make_step(fit, 'train', mesh).arguments[0]
   with jax.set_mesh(mesh):
-    params = fit._first_params(tmp_path, mesh, {})
+    params = fit._initializer(None, '').params(mesh)
     state = first_state(params, abstract_state(params, fit.optimizer, 4)[1], abstract)
   describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert describe(abstract) == describe(state)
@@ -111,7 +111,7 @@ def test_the_abstract_batch_is_that_of_the_data():
 
 @pytest.mark.parametrize('gate', [0.0, 1.0, 'random'])
 def test_the_abstract_batch_is_that_of_the_questions(gate):
-  vocab, question = seqio.ByteVocabulary(), Question('q', 'Why?', ('P',), ('so',), 'own', 'given')
+  vocab, question = ByteVocabulary(), Question('q', 'Why?', ('P',), ('so',), 'own', 'given')
   neighbours = PassageNeighbours(vocab, C, 2) if gate else None
   source = Instructions([question], vocab, 32 * C, neighbours=neighbours)
   real = source.examples(np.zeros(8, np.int64))
@@ -135,7 +135,7 @@ def test_figures_of_a_train_step():
 
 def test_instruction_tuning_with_a_closed_gate_compiles_to_the_gpt():
   task = InstructionTuning(seq_len=4 * C)
-  rates = OptimizerConfig(learning_rate=1e-3, lr_multipliers=(('encoder|cross_attention', 0.0),))
+  rates = AdamW(learning_rate=1e-3, lr_multipliers=(('encoder|cross_attention', 0.0),))
   gpt = figures(arm('gpt', task, 0.0))
   retro = figures(arm('retro', task, 0.0, keep_retro=True, optimizer=rates), 'instruct')
   assert retro['parameters'] > retro['trained_parameters'] == gpt['parameters']
@@ -145,7 +145,7 @@ def test_instruction_tuning_with_a_closed_gate_compiles_to_the_gpt():
 
 def test_a_frozen_decoder_has_no_moments():
   rates = (('encoder|cross_attention', 1.0), ('', 0.0))
-  frozen = figures(arm('frozen', optimizer=OptimizerConfig(learning_rate=1, lr_multipliers=rates)))
+  frozen = figures(arm('frozen', optimizer=AdamW(learning_rate=1, lr_multipliers=rates)))
   trained = figures(arm('fit'))
   assert frozen['parameters'] == trained['parameters'] > frozen['trained_parameters']
   assert frozen['argument_bytes'] < trained['argument_bytes']

@@ -13,9 +13,10 @@ import pytest
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.sharding import MeshConfig, make_mesh
 from instructretro_jax.pipeline.manifest import StageError
-from instructretro_jax.train import checkpoint, checkpoint_writer
+from instructretro_jax.train import checkpoint_writer
 from instructretro_jax.train.lazy_params import LazyArray
 from instructretro_jax.train.state import init_params
+from tests.checkpoints import load_params
 
 CONFIG = RetroConfig(
   decoder=DecoderConfig(vocab_size=64, num_layers=6, width=512, num_heads=8, ff_width=2048),
@@ -46,7 +47,7 @@ def test_training_opens_what_was_written(tmp_path, with_retrieval):
   params = lazy_params(config, with_retrieval)
   mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
   checkpoint_writer.write_checkpoint(tmp_path, config, params, {'vocabulary': 'abc'}, mesh)
-  found_config, found, record = checkpoint.load_params(tmp_path)
+  found_config, found, record = load_params(tmp_path)
   assert found_config == config and record['vocabulary'] == 'abc'
   flat = traverse_util.flatten_dict(found, sep='/')
   assert flat.keys() == params.keys()

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seqio
 
 from instructretro_jax.examples.instructions import Instructions
 from instructretro_jax.examples.tasks import InstructionTuning
+from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import MeshConfig, make_mesh
 from instructretro_jax.pipeline import manifest
@@ -18,26 +18,24 @@ from instructretro_jax.questions.passage_windows import PassageNeighbours
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.text import vocabulary
 from instructretro_jax.train import loop
-from instructretro_jax.train.checkpoint import load_params
-from instructretro_jax.train.optimizer import OptimizerConfig, make_optimizer, split_trainable
+from instructretro_jax.train.optimizer import AdamW, split_trainable
 from instructretro_jax.train.state import abstract_params, fresh_params
 from instructretro_jax.train.step import TrainState, losses_of_batch, make_train_step
+from tests.checkpoints import load_params
 from tests.model.test_retro import CONFIG, init, make_inputs
+from tests.text.byte_vocabulary import ByteVocabulary
 
-VOCAB = seqio.ByteVocabulary()
+VOCAB = ByteVocabulary()
 C, K, L = CONFIG.chunk_len, 2, 128
 
 
-def config_of(positions='rotary', dtype='float32'):
-  decoder = dataclasses.replace(
-    CONFIG.decoder, vocab_size=259, positions=positions, max_len=L, dtype=dtype
-  )
+def config_of(positions='rotary'):
+  decoder = dataclasses.replace(CONFIG.decoder, vocab_size=259, positions=positions, max_len=L)
   return dataclasses.replace(CONFIG, decoder=decoder)
 
 
-def params_of(config):
-  params = init(config, make_inputs())
-  return jax.tree.map(lambda x: x.astype(config.decoder.dtype), params)
+def params_of(config, dtype='float32'):
+  return jax.tree.map(lambda x: x.astype(dtype), init(config, make_inputs()))
 
 
 def ask(n):
@@ -57,9 +55,9 @@ def rows(questions, is_open, is_packed):
 def test_a_packed_row_loses_what_its_dialogues_lose_alone(positions, gate):
   questions = [ask(n) for n in range(7)]
   with jax.enable_x64(True):
-    config = config_of(positions, 'float64')
-    params = params_of(config)
-    losses = jax.jit(lambda batch: losses_of_batch(Retro(config), params, batch, gate))
+    config = config_of(positions)
+    model, params = Retro(config, Execution(dtype='float64')), params_of(config, 'float64')
+    losses = jax.jit(lambda batch: losses_of_batch(model, params, batch, gate))
     sums = []
     for is_packed in (False, True):
       source = rows(questions, gate != 0, is_packed)
@@ -91,7 +89,7 @@ def test_a_dialogue_reads_its_own_neighbours_and_no_others():
 def test_random_gates_are_those_of_the_rows():
   config = config_of()
   trainable, frozen = split_trainable(params_of(config), ())
-  optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1), 10, trainable)
+  optimizer = AdamW(learning_rate=0.1).make(10, trainable)
   state = TrainState(jnp.ones((), jnp.int32), trainable, frozen, optimizer.init(trainable))
   batch = rows([ask(5), ask(11)], True, False).examples(np.arange(2))
   step = jax.jit(make_train_step(Retro(config), optimizer, 'random'))
@@ -118,7 +116,7 @@ def root(tmp_path, monkeypatch):
 def train(root, name, **changes):
   fields = dict(
     name=name, task=InstructionTuning(seq_len=L, is_packed=True), model=config_of(), num_steps=4,
-    batch_size=2, gate='random', optimizer=OptimizerConfig(learning_rate=1e-2), checkpoint_every=2,
+    batch_size=2, gate='random', optimizer=AdamW(learning_rate=1e-2), checkpoint_every=2,
   )  # fmt: skip
   stage = loop.Train(**fields | changes)
   return stage.build(root, root / name)

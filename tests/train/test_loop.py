@@ -10,12 +10,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from instructretro_jax.examples.sequences import example_ids
+from instructretro_jax.examples.tasks import Task
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
-from instructretro_jax.model.layer_groups import one_by_one
+from instructretro_jax.model.execution import Execution
 from instructretro_jax.pipeline import manifest
-from instructretro_jax.train import loop
-from instructretro_jax.train.checkpoint import load_params
-from instructretro_jax.train.optimizer import OptimizerConfig
+from instructretro_jax.train import compiled_step, loop
+from instructretro_jax.train.optimizer import AdamW
+from tests.checkpoints import load_params
 
 MODEL = RetroConfig(
   decoder=DecoderConfig(vocab_size=320, num_layers=1, width=8, num_heads=2, ff_width=8),
@@ -24,16 +25,19 @@ MODEL = RetroConfig(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class CountingTask:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CountingTask(Task):
   """Examples that are their own number, many times."""
 
-  vocabulary: str = 'vocabulary'
+  seq_len: int = 8
 
   def reads(self):
     return ('vocabulary',)
 
-  def source(self, root, split, open_table):
+  def gives_neighbours(self, is_open):
+    return is_open
+
+  def source(self, root, split, chunk_len=None):
     return self
 
   def __len__(self):
@@ -57,7 +61,7 @@ def root(tmp_path, monkeypatch):
   monkeypatch.setattr(loop.vocabulary, 'fingerprint', lambda vocab: 'v')
   seen = tmp_path / 'seen'
 
-  def batches(source, vocab, **kwargs):
+  def batches(source, **kwargs):
     ids = example_ids(kwargs['seed'], len(source), np.arange(kwargs['start'], kwargs['stop']))
     seen.write_text(json.dumps(ids.tolist()))
     size = kwargs['batch_size']
@@ -71,7 +75,7 @@ def root(tmp_path, monkeypatch):
 def train(root, name, **changes):
   fields = dict(
     name=name, task=CountingTask(), model=MODEL, num_steps=4, batch_size=3, gate=0.0,
-    optimizer=OptimizerConfig(learning_rate=1e-3), checkpoint_every=2,
+    optimizer=AdamW(learning_rate=1e-3), checkpoint_every=2,
   )  # fmt: skip
   stage = loop.Train(**fields | changes)
   counts = stage.build(root, root / name)
@@ -92,11 +96,12 @@ def test_a_fit_continues_the_stream_of_its_gpt(root):
 
 def test_scanned_layers_train_alike(root):
   """Retro-fits of one GPT, with layers one by one and scanned: the same parameters."""
-  decoder = dataclasses.replace(MODEL.decoder, num_layers=4, scan_layers=True)
-  scanned = dataclasses.replace(MODEL, decoder=decoder, cross_attention_layers=(1,))
-  train(root, 'gpt', model=scanned, num_steps=2)
-  for name, model in (('scanned', scanned), ('single', one_by_one(scanned))):
-    train(root, name, model=model, init_from='gpt', num_steps=2)
+  decoder = dataclasses.replace(MODEL.decoder, num_layers=4)
+  deep = dataclasses.replace(MODEL, decoder=decoder, cross_attention_layers=(1,))
+  train(root, 'gpt', model=deep, execution=Execution(scan_layers=True), num_steps=2)
+  for name in ('scanned', 'single'):
+    execution = Execution(scan_layers=name == 'scanned')
+    train(root, name, model=deep, execution=execution, init_from='gpt', num_steps=2)
   assert 'decoder_2_to_3' in load_tree(root / 'scanned')
   (config, params, _), (other, expected, _) = (load_params(root / n) for n in ('scanned', 'single'))
   assert config == other
@@ -111,8 +116,7 @@ def load_tree(folder):
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(root):
-  decoder = dataclasses.replace(MODEL.decoder, dtype='bfloat16')
-  train(root, 'narrow', model=dataclasses.replace(MODEL, decoder=decoder))
+  train(root, 'narrow', execution=Execution(dtype='bfloat16'))
   train(root, 'wide')
   losses = {
     name: [json.loads(line)['loss'] for line in (root / name / 'logs/metrics.jsonl').open()]
@@ -125,7 +129,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(root):
 
 
 def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, monkeypatch):
-  step_of = loop.make_train_step
+  step_of = compiled_step.make_train_step
 
   def poisoned(*args):
     step = step_of(*args)
@@ -137,7 +141,7 @@ def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, mon
 
     return run
 
-  monkeypatch.setattr(loop, 'make_train_step', poisoned)
+  monkeypatch.setattr(compiled_step, 'make_train_step', poisoned)
   with pytest.raises(manifest.StageError, match=r'step 4 is nan. Last good checkpoint: step 2, in'):
     train(root, 'gpt', num_steps=9)
   assert loop.Checkpoints(root / 'gpt' / 'checkpoints').latest_step() == 2

@@ -7,12 +7,10 @@ import optax
 import pytest
 
 from instructretro_jax.train.optimizer import (
-  OptimizerConfig,
+  AdamW,
   is_decayed,
   join_params,
   lr_multiplier,
-  make_optimizer,
-  schedule,
   split_trainable,
 )
 
@@ -32,19 +30,19 @@ def test_first_pattern_wins():
 def test_frozen_parameters_have_no_state_and_come_back():
   trainable, frozen = split_trainable(PARAMS, RATES)
   assert set(frozen) == {'decoder_0/mlp/norm/scale'}
-  config = OptimizerConfig(learning_rate=0.1, lr_multipliers=RATES)
-  state = make_optimizer(config, 10, trainable).init(trainable)
+  config = AdamW(learning_rate=0.1, lr_multipliers=RATES)
+  state = config.make(10, trainable).init(trainable)
   sizes = [x.size for x in jax.tree.leaves(state)]
   assert sum(sizes) == 2 * 8 + 2  # two moments of the two kernels, and two counters
   assert jax.tree.structure(join_params(trainable, frozen)) == jax.tree.structure(PARAMS)
 
 
 def test_rates_scale_updates_and_norms_do_not_decay():
-  config = OptimizerConfig(
+  config = AdamW(
     learning_rate=0.1, lr_multipliers=(('encoder', 2.0),), warmup_fraction=0.0, weight_decay=0.5
   )
   trainable, _ = split_trainable(PARAMS, config.lr_multipliers)
-  optimizer = make_optimizer(config, 10, trainable)
+  optimizer = config.make(10, trainable)
   state = optimizer.init(trainable)
   zeros = jax.tree.map(jnp.zeros_like, trainable)
   for _ in range(2):
@@ -68,9 +66,9 @@ def test_what_decays_is_told_by_name_so_that_stacked_norms_do_not():
 def test_narrow_moments_are_close_and_narrow():
   states, params = {}, {}
   for dtype in ('float32', 'bfloat16'):
-    config = OptimizerConfig(learning_rate=0.01, moments_dtype=dtype)
+    config = AdamW(learning_rate=0.01, moments_dtype=dtype)
     params[dtype] = {'kernel': jnp.linspace(-1, 1, 64)}
-    optimizer = make_optimizer(config, 20, params[dtype])
+    optimizer = config.make(20, params[dtype])
     states[dtype] = optimizer.init(params[dtype])
     for n in range(10):
       grads = {'kernel': jnp.sin(params[dtype]['kernel'] * (n + 1))}
@@ -83,9 +81,7 @@ def test_narrow_moments_are_close_and_narrow():
 
 
 def test_schedule_ends_at_its_share():
-  rate = schedule(
-    OptimizerConfig(learning_rate=1.0, final_lr_fraction=0.1, warmup_fraction=0.1), 100
-  )
+  rate = AdamW(learning_rate=1.0, final_lr_fraction=0.1, warmup_fraction=0.1).schedule(100)
   assert float(rate(0)) == 0
   assert float(rate(10)) == pytest.approx(1.0)
   assert float(rate(100)) == pytest.approx(0.1)
@@ -97,11 +93,9 @@ def test_freezing_everything_is_refused():
 
 
 def test_schedule_may_end_early_and_begin_at_once():
-  config = OptimizerConfig(learning_rate=1.0, warmup_fraction=0.0, decay_fraction=0.5)
-  rate = schedule(config, 100)
+  config = AdamW(learning_rate=1.0, warmup_fraction=0.0, decay_fraction=0.5)
+  rate = config.schedule(100)
   assert float(rate(0)) == 1 and float(rate(25)) == pytest.approx(0.55)
   assert float(rate(50)) == float(rate(100)) == pytest.approx(0.1)
-  constant = schedule(
-    OptimizerConfig(learning_rate=1.0, warmup_fraction=0.0, final_lr_fraction=1.0), 100
-  )
+  constant = AdamW(learning_rate=1.0, warmup_fraction=0.0, final_lr_fraction=1.0).schedule(100)
   assert {float(constant(n)) for n in (0, 1, 50, 100)} == {1.0}

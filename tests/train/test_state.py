@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.sharding import MeshConfig, make_mesh
-from instructretro_jax.pipeline.manifest import StageError, to_json
-from instructretro_jax.train import checkpoint
-from instructretro_jax.train.optimizer import OptimizerConfig
+from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.train.checkpoint import Checkpoint, Checkpoints, model_record
+from instructretro_jax.train.optimizer import AdamW
 from instructretro_jax.train.state import (
   abstract_params,
   abstract_state,
@@ -25,7 +26,7 @@ CONFIG = RetroConfig(
   encoder_layers=1,
   cross_attention_layers=(0,),
 )
-FREEZE_ENCODER = OptimizerConfig(learning_rate=1e-3, lr_multipliers=(('^encoder', 0.0),))
+FREEZE_ENCODER = AdamW(learning_rate=1e-3, lr_multipliers=(('^encoder', 0.0),))
 KERNEL = 'decoder_0/mlp/up/kernel'
 
 
@@ -53,8 +54,8 @@ def saved(state, tmp_path_factory):
   """A state of which nothing is 0, and a stage folder that holds it."""
   state = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state)
   folder = tmp_path_factory.mktemp('stage')
-  there = checkpoint.Checkpoints(folder / 'checkpoints')
-  there.save(state, {'model': to_json(CONFIG)})
+  there = Checkpoints(folder / 'checkpoints')
+  there.save(state, model_record(CONFIG, Execution()))
   there.close()
   return state, folder
 
@@ -81,7 +82,7 @@ def test_values_do_not_depend_on_the_mesh(state):
 def test_a_state_of_one_mesh_opens_on_another(saved, shape):
   state, folder = saved
   _, abstract, _ = described_on(mesh_of(*shape))
-  there = checkpoint.Checkpoints(folder / 'checkpoints')
+  there = Checkpoints(folder / 'checkpoints')
   found = there.restore(abstract)
   there.close()
   assert shardings_of(found) == shardings_of(abstract)
@@ -93,9 +94,9 @@ def test_chosen_parameters_open_straight_on_their_devices(saved):
   wanted = traverse_util.flatten_dict(abstract_params(CONFIG, True, mesh_of(1, 4, 2)), sep='/')
   frozen = 'encoder/layer_0/mlp/up/kernel'
   chosen = {path: wanted[path].sharding for path in (KERNEL, frozen)}
-  found = checkpoint.restore_params(folder, chosen)
+  found = Checkpoint(folder).restore(chosen)
   assert shardings_of(found) == chosen
   for path, x in found.items():
     np.testing.assert_array_equal(x, {**state.trainable, **state.frozen}[path])
   with pytest.raises(StageError, match=r"has no \['decoder_0/mlp/up/colonel'\]"):
-    checkpoint.restore_params(folder, {'decoder_0/mlp/up/colonel': chosen[KERNEL]})
+    Checkpoint(folder).restore({'decoder_0/mlp/up/colonel': chosen[KERNEL]})

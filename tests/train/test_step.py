@@ -6,7 +6,7 @@ import numpy as np
 
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import MeshConfig, make_mesh, put_batch
-from instructretro_jax.train.optimizer import OptimizerConfig, make_optimizer, split_trainable
+from instructretro_jax.train.optimizer import AdamW, split_trainable
 from instructretro_jax.train.step import TrainState, make_train_step
 from tests.model.test_retro import CONFIG, init, make_inputs
 
@@ -28,7 +28,7 @@ def one_step(num_microbatches, batch):
   params = init(CONFIG, make_inputs())
   rates = (('head|table', 0.0),)
   trainable, frozen = split_trainable(params, rates)
-  optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_fraction=0.0), 10, trainable)
+  optimizer = AdamW(learning_rate=0.1, warmup_fraction=0.0).make(10, trainable)
   state = TrainState(jnp.ones((), jnp.int32), trainable, frozen, optimizer.init(trainable))
   step = jax.jit(make_train_step(Retro(CONFIG), optimizer, 1.0, num_microbatches))
   return step(step(state, batch)[0], batch)  # the first step is at rate 0

@@ -8,6 +8,7 @@ import pytest
 import uvicorn
 
 from instructretro_jax.inference.sampler import Sampler
+from instructretro_jax.model.retro import Retro
 from instructretro_jax.web import opening, server
 
 HOSTILE = '<script>document.title = "taken"</script><img src=x onerror="document.title=\'taken\'">'
@@ -39,7 +40,7 @@ def open_sampler(run_with_arm, tmp_path, monkeypatch):  # noqa: F811
     narrow, about = opening.open_checkpoint(run_with_arm / arm, index)
     decoder = dataclasses.replace(narrow.config.decoder, max_len=1024)
     config = dataclasses.replace(narrow.config, decoder=decoder)
-    return Sampler(config, narrow.params, narrow.vocab, narrow.retriever), about
+    return Sampler(Retro(config), narrow.params, narrow.vocab, narrow.retriever), about
 
   return open_
 
