@@ -1,8 +1,8 @@
-"""Where gin files are found, in which order, and what is said where a value or a file is missing."""
+"""Where gin files are found, in which order, and what is said where one is missing."""
 
-from gin import config as gin_config
 import pytest
 
+from gin import config as gin_config
 from instructretro_jax.pipeline import gin_adapter
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.text.chunks import Chunks
@@ -57,7 +57,7 @@ def test_a_call_leaves_no_folder_to_the_next(folders):
   before = list(gin_config._LOCATION_PREFIXES)
   write(folders[1] / 'only_here.gin', 'chunks.Chunks.chunk_len = 5')
   assert chunk_len_of(folders[1] / 'experiment.gin', 'only_here.gin') == 5
-  assert gin_config._LOCATION_PREFIXES == before
+  assert before == gin_config._LOCATION_PREFIXES
   with pytest.raises(StageError, match='only_here.gin'):
     chunk_len_of('only_here.gin')
   with pytest.raises(OSError, match='only_here.gin'):
