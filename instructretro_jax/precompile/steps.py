@@ -26,7 +26,6 @@ from instructretro_jax.train.loop import Train
 from instructretro_jax.train.state import abstract_params, abstract_state, shardings_of
 from instructretro_jax.train.step import make_train_step
 
-STEPS = ('train', 'decode', 'instruct')
 _DECODER = re.compile(r'decoder(?!.*/cross_attention/)')
 
 
