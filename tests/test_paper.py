@@ -18,7 +18,7 @@ from instructretro_jax.train.state import abstract_params, abstract_state
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / 'experiments' / 'paper'
-FILES = sorted(PAPER.rglob('*.gin'))
+SIZES = ROOT / 'gin' / 'paper'
 PHASES = ('pretrain', 'gpt_fit', 'retrofit', 'retrofit_frozen', 'instruct', 'evaluate')
 
 # Wang et al. 2023, table of Retro-fitting: rate, batch, steps, then GPU-hours of GPT and Retro
@@ -31,14 +31,18 @@ PUBLISHED = {
 }
 
 
+def files_of(size, phase):
+  return [str(PAPER / f'{phase}.gin'), str(SIZES / f'{size}.gin')]
+
+
 @functools.cache
-def stages_of(path):
-  experiment, _ = gin_adapter.configure(Experiment, [str(path)], placeholder='a path')
+def stages_of(size, phase):
+  experiment, _ = gin_adapter.configure(Experiment, files_of(size, phase), placeholder='a path')
   return {stage.name: stage for stage in experiment.stages}
 
 
-def arms_of(path):
-  return {name: s for name, s in stages_of(path).items() if isinstance(s, loop.Train)}
+def arms_of(size, phase):
+  return {name: s for name, s in stages_of(size, phase).items() if isinstance(s, loop.Train)}
 
 
 @functools.cache
@@ -53,22 +57,24 @@ def state_of(model, optimizer, num_steps, with_retrieval):
   return abstract_state(params_of(model, with_retrieval), optimizer, num_steps)[0]
 
 
-def test_every_size_has_every_phase():
-  assert {(f.parent.name, f.stem) for f in FILES} == {(s, p) for s in PUBLISHED for p in PHASES}
+def test_there_is_a_file_a_phase_and_a_file_a_size():
+  assert {f.stem for f in PAPER.rglob('*.gin')} == set(PHASES)
+  assert {f.stem for f in SIZES.glob('retro_*.gin')} == set(PUBLISHED)
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda p: f'{p.parent.name}-{p.stem}')
-def test_a_file_builds_its_arms_and_their_states(path):
-  arms = arms_of(path)
+@pytest.mark.parametrize('phase', PHASES)
+@pytest.mark.parametrize('size', PUBLISHED)
+def test_a_phase_builds_its_arms_and_their_states(size, phase):
+  arms = arms_of(size, phase)
   assert arms
   for arm in arms.values():
     state = state_of(arm.model, arm.optimizer, arm.num_steps, arm.gate != 0 or arm.keep_retro)
     trained = sum(x.size for x in state.trainable.values())
     moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.shape)
     assert moments == 2 * trained > 0
-    # the mesh of the file is that of its header, and the batch can be split over it
+    # the mesh of the size is that of its header, and the batch can be split over it
     shape = arm.mesh
-    header = re.search(r'\((v5p:[\dx]+)\)', path.read_text())
+    header = re.search(r'\((v5p:[\dx]+)\)', (SIZES / f'{size}.gin').read_text())
     assert shape.data * shape.fsdp * shape.tensor == topology.parse(header.group(1)).num_chips
     assert arm.batch_size % (shape.data * shape.fsdp) == 0
 
@@ -76,8 +82,7 @@ def test_a_file_builds_its_arms_and_their_states(path):
 @pytest.mark.parametrize('size', PUBLISHED)
 def test_fits_are_as_published(size):
   rate, batch_size, num_steps, gpt_hours, retro_hours = PUBLISHED[size]
-  files = {phase: PAPER / size / f'{phase}.gin' for phase in PHASES}
-  arms = {phase: list(arms_of(files[phase]).values())[-1] for phase in PHASES[1:4]}
+  arms = {phase: list(arms_of(size, phase).values())[-1] for phase in PHASES[1:4]}
   assert [arm.gate for arm in arms.values()] == [0, 1, 1]
   assert arms['retrofit_frozen'].optimizer.lr_multipliers[-1] == ('', 0.0)
   for arm in arms.values():
@@ -93,13 +98,14 @@ def test_fits_are_as_published(size):
     )
     assert float(at(end // 2)) == pytest.approx(0.55 * rate, rel=1e-2)
     assert float(at(end)) == float(at(arm.num_steps)) == pytest.approx(rate / 10, rel=1e-4)
-  assert f'{gpt_hours} GPU-hours' in files['gpt_fit'].read_text()
-  assert f'{retro_hours} GPU-hours' in files['retrofit'].read_text()
+  header = (SIZES / f'{size}.gin').read_text()
+  hours = dict(re.findall(r'^#   (\w+) .*; ([\d,]+) GPU-hours$', header, re.M))
+  assert hours == {'gpt_fit': gpt_hours, 'retrofit': retro_hours}
 
 
 @pytest.mark.parametrize('size', PUBLISHED)
 def test_instruction_tuning_is_as_published(size):
-  arms = arms_of(PAPER / size / 'instruct.gin')
+  arms = arms_of(size, 'instruct')
   tuned = [arm for arm in arms.values() if isinstance(arm.task, InstructionTuning)]
   assert [arm.name for arm in tuned] == ['gpt_instruct', 'retro_instruct']
   for arm in tuned:
@@ -112,15 +118,27 @@ def test_instruction_tuning_is_as_published(size):
     assert sum(rates.values()) == pytest.approx(1)
     assert sorted(rates.values()) == [0.01, 0.01, 0.02, 0.02, 0.02, 0.02, 0.033, 0.05, 0.817]
     assert (rates['oasst_noncode'], rates['dolly'], rates['flan_cot']) == (0.817, 0.05, 0.01)
-    sets = stages_of(PAPER / size / 'instruct.gin')['questions'].sets
+    sets = stages_of(size, 'instruct')['questions'].sets
     assert [one.task for one in sets] == list(rates)
 
 
 def test_evaluation_decodes_as_published():
-  zero_shot = stages_of(PAPER / 'retro_48b' / 'evaluate.gin')['questions_eval']
+  zero_shot = stages_of('retro_48b', 'evaluate')['questions_eval']
   assert (zero_shot.prompt_len + zero_shot.num_new, zero_shot.num_new) == (4096, 256)
 
 
 def test_a_run_must_choose_its_paths():
   with pytest.raises(manifest.StageError, match="DOCUMENTS', 'EMBEDDER', 'VOCABULARY'"):
-    gin_adapter.configure(Experiment, [str(PAPER / 'retro_48b' / 'retrofit.gin')])
+    gin_adapter.configure(Experiment, files_of('retro_48b', 'retrofit'))
+
+
+@pytest.mark.parametrize('placeholder', [None, 'a path'])
+@pytest.mark.parametrize('phase', PHASES)
+def test_without_a_size_the_file_to_add_is_named_in_one_line(phase, placeholder):
+  with pytest.raises(manifest.StageError) as raised:
+    gin_adapter.configure(Experiment, files_of('', phase)[:1], placeholder=placeholder)
+  message = str(raised.value)
+  assert '\n' not in message and "'BATCH_SIZE', 'FIT_RATE'" in message
+  named = re.search(r'add --gin_file=(\S+?),', message).group(1)
+  assert (ROOT / named).is_file()
+  assert ('DOCUMENTS' in message) == (placeholder is None)

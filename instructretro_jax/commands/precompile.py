@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from instructretro_jax.commands.run import GIN_OPTIONS, gin_bindings
+from instructretro_jax.commands.run import GIN_FILES, GIN_OPTIONS, gin_bindings
 
 
 @click.command(context_settings=GIN_OPTIONS)
-@click.option('--gin_file', 'gin_files', multiple=True, required=True, help='Experiment file.')
+@GIN_FILES
 @click.option('--topology', required=True, help='Chips, e.g. v5p:4x8x8, v5e:16x16 or h100:4x8.')
 @click.option(
   '--step',
@@ -32,8 +32,8 @@ def precompile(context, gin_files, topology, step, arm, batch_size, target, hlo)
   Needs the compiler of the extra tpu or gpu, and no accelerator. All figures are static estimates.
   Paths that the experiment must choose need not be given.
 
-  Example: instructretro precompile --gin_file=experiments/paper/retro_48b/retrofit.gin
-  --topology=v5p:4x8x8 --json=retro_48b.json
+  Example: instructretro precompile --gin_file=experiments/paper/retrofit.gin
+  --gin_file=gin/paper/retro_48b.gin --topology=v5p:4x8x8 --json=retro_48b.json
   """
   os.environ['JAX_PLATFORMS'] = 'cpu'  # what is here compiles, and is not asked to run
   from rich.console import Console

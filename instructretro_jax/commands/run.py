@@ -7,6 +7,15 @@ from pathlib import Path
 import click
 
 GIN_OPTIONS = {'ignore_unknown_options': True, 'allow_extra_args': True}
+GIN_FILES = click.option(
+  '--gin_file',
+  'gin_files',
+  multiple=True,
+  required=True,
+  help='Experiment file; more files override or complete it, in their order. A file, given or '
+  'included, is looked for in the working folder, in the folder of the file given, and among those '
+  'that the package ships (in a checkout, from its root).',
+)
 
 
 def gin_bindings(arguments: list[str]) -> list[str]:
@@ -21,7 +30,7 @@ def gin_bindings(arguments: list[str]) -> list[str]:
 
 
 @click.command(context_settings=GIN_OPTIONS)
-@click.option('--gin_file', 'gin_files', multiple=True, required=True, help='Experiment file.')
+@GIN_FILES
 @click.option('--root', default='runs/quickstart', show_default=True, help='Folder of the run.')
 @click.option('--only', help='Stages to run, separated by commas.')
 @click.option('--from', 'start', help='First stage to run.')

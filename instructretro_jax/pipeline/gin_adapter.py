@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 import re
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import gin
 from instructretro_jax.pipeline import manifest
 
 T = TypeVar('T')
 
-REPOSITORY = Path(__file__).resolve().parents[2]  # where `include 'gin/...'` is found
+_PACKAGE = Path(__file__).resolve().parents[1]
+# holds gin/ and experiments/: a folder of the installed package, or the root of a checkout
+SHIPPED = _PACKAGE / 'configs' if (_PACKAGE / 'configs').is_dir() else _PACKAGE.parent
+
+# Begins the value of a macro that says which file is missing. Macros that refer to it are those
+# which that file gives: SIZE = 'REQUIRED: ...', BATCH_SIZE = %SIZE.
+_HINT = 'REQUIRED: '
+
+# folders of the files given so far, the last one first; None outside of `configure`
+_GIVEN: ContextVar[tuple[Path, ...] | None] = ContextVar('folders of the files given', default=None)
 
 
 def configure(
@@ -23,24 +33,27 @@ def configure(
 ) -> tuple[T, str]:
   """Calls `function` with the arguments that gin files and overrides give it.
 
+  A file, given or included, is looked for in the working folder, then in the folder of the file
+  given (of several, the last one read first), then in the configuration that the package ships.
+
   Args:
     function: an importable function or class of this package; files name it by module.
     files: gin files, later ones override earlier ones.
     bindings: overrides such as "NUM_STEPS = 10", applied last.
-    placeholder: value of all macros that the experiment must still choose, where nothing is run.
+    placeholder: value of all macros that the experiment must still choose, where nothing is run;
+      those that a further file gives are not among them.
 
   Returns: what `function` returns, and the operative configuration, which alone re-creates it.
   Raises StageError for a file that is not there, a gin error, or a macro that nothing uses.
   """
   with gin.unlock_config():
     gin.clear_config()
-  gin.add_config_file_search_path(str(REPOSITORY))
   name = f'{function.__module__}.{function.__qualname__}'
   try:
-    gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
+    _parse(files, bindings)
     configured = gin.get_configurable(function)
     if placeholder is not None:
-      gin.parse_config([f'{name} = {placeholder!r}' for name in _missing_macros()])
+      gin.parse_config([f'{name} = {placeholder!r}' for name in _missing_macros()[0]])
     _check_macros()
     return configured(), gin.operative_config_str()
   except (
@@ -52,28 +65,78 @@ def configure(
     AttributeError,
     ImportError,
   ) as error:
-    if isinstance(error, manifest.StageError):
-      raise
     raise manifest.StageError(f'configuring {name} from {list(files)}: {error}') from error
 
 
+def _parse(files: Sequence[str], bindings: Sequence[str]) -> None:
+  before = _GIVEN.set(())
+  try:
+    for name in files:
+      path = _find(name)
+      _GIVEN.set((path.parent, *_GIVEN.get()))
+      gin.parse_config_file(str(path))
+    gin.parse_config(list(bindings))
+  except manifest.StageError as error:  # gin adds lines that quote the include
+    raise manifest.StageError(' '.join(str(error).split())) from error
+  finally:
+    _GIVEN.reset(before)
+
+
+def _find(name: str) -> Path:
+  """The first file of that name in the folders searched. Raises StageError if there is none."""
+  folders = [Path(), *_GIVEN.get(), SHIPPED]
+  for folder in folders:
+    if (folder / name).is_file():
+      return folder / name
+  if Path(name).is_absolute():
+    raise manifest.StageError(f'there is no file {name}')
+  looked_in = ', '.join(dict.fromkeys(str(folder.resolve()) for folder in folders))
+  raise manifest.StageError(f'{name} is in none of the folders searched: {looked_in}')
+
+
+def _open(name: str) -> TextIO:
+  return _find(name).open()
+
+
+# Gin tries this after the plain `open`. Its own search path would outlive the call of `configure`.
+gin.config.register_file_reader(_open, lambda name: _GIVEN.get() is not None)
+
+
+def _config_str() -> str:
+  return gin.config_str(max_line_length=10**6)  # a statement a line
+
+
 def _macro_values() -> dict[str, str]:
-  return dict(re.findall(r'^([A-Z][A-Z0-9_]*) = (.*)', gin.config_str(), flags=re.MULTILINE))
+  return dict(re.findall(r'^([A-Z][A-Z0-9_]*) = (.*)', _config_str(), flags=re.MULTILINE))
 
 
-def _missing_macros() -> list[str]:
-  return sorted(name for name, value in _macro_values().items() if value == '%gin.REQUIRED')
+def _hints() -> dict[str, str]:
+  """Macros that say which file is missing, and what they say."""
+  values = {name: value.strip('\'"') for name, value in _macro_values().items()}
+  return {n: value.removeprefix(_HINT) for n, value in values.items() if value.startswith(_HINT)}
+
+
+def _missing_macros() -> tuple[list[str], dict[str, list[str]]]:
+  """Macros without a value: those to be chosen one by one, and those of a missing file by hint."""
+  values = sorted(_macro_values().items())
+  one_by_one = [name for name, value in values if value == '%gin.REQUIRED']
+  of_a_file = {
+    hint: [name for name, value in values if value == f'%{macro}']
+    for macro, hint in _hints().items()
+  }
+  return one_by_one, {hint: names for hint, names in of_a_file.items() if names}
 
 
 def _check_macros() -> None:
   """Gin itself accepts a macro that nothing uses, and one that was never given a value."""
-  text, values = gin.config_str(), _macro_values()
-  used = set(re.findall(r'%([A-Za-z0-9_.]+)', text))
-  if unused := sorted(set(values) - used):
+  used = set(re.findall(r'%([A-Za-z0-9_.]+)', _config_str()))
+  if unused := sorted(set(_macro_values()) - set(_hints()) - used):
     raise manifest.StageError(
       f'macros set but used nowhere (misspelt?): {unused}; those in use: {sorted(used)}'
     )
-  if missing := _missing_macros():
-    raise manifest.StageError(
-      f'values that the experiment must choose: {missing}; give each as --gin.NAME=VALUE'
-    )
+  one_by_one, of_a_file = _missing_macros()
+  wanted = [f'{names}, which come with {hint}' for hint, names in of_a_file.items()]
+  if one_by_one:
+    wanted.append(f'{one_by_one}; give each as --gin.NAME=VALUE')
+  if wanted:
+    raise manifest.StageError(f'values that the experiment must choose: {"; ".join(wanted)}')

