@@ -9,7 +9,10 @@ from tests.report import synthetic
 from tests.web.chromium import Page, find_chromium
 
 pytestmark = pytest.mark.slow
-_TASKS = ('boolq', 'disflqa', 'narrativeqa', 'natural_questions', 'quac', 'squad_open', 'trivia_qa')
+_TASKS = (
+  *('boolq', 'disflqa', 'narrativeqa', 'natural_questions', 'quac', 'squad_open', 'trivia_qa'),
+  *('web_questions', 'short_answers', 'long_answers'),
+)
 
 
 @pytest.fixture(scope='module')
