@@ -16,7 +16,6 @@ from instructretro_jax.commands.run import run
 from instructretro_jax.commands.weights import export, import_weights
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before anything imports TensorFlow
-os.environ.setdefault('TQDM_MININTERVAL', '1')  # seconds; a log file keeps every redraw of a bar
 
 
 @click.group()

@@ -11,13 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from instructretro_jax.evaluate import viewer
 from instructretro_jax.examples.tasks import LanguageModel
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.retrieval.neighbours import NeighbourTable, random_neighbours
 from instructretro_jax.retrieval.overlap import copyable, shared_run
@@ -69,7 +69,7 @@ class Perplexity(Stage):
     masks = token_categories(own)
     bytes_BL = vocab.token_bytes()[own['targets']] * own['loss_mask']
     rows, sums, viewed, mesh = [], [], {}, local_mesh(self.mesh)
-    for arm in tqdm.tqdm(self.arms, desc=self.name, unit='arm'):
+    for arm in Bar(self.arms, desc=self.name, unit='arm'):
       config, params = load_for_use(root / arm, mesh)
       model = Retro(config)
       kinds = ('own', 'off', 'random') if 'encoder' in params else ('off',)
