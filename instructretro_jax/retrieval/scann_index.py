@@ -9,6 +9,7 @@ import numpy as np
 import scann
 
 from instructretro_jax.pipeline.progress import Bar
+from instructretro_jax.pipeline.quiet import without_native_notes
 from instructretro_jax.retrieval.index import best_of
 
 MAX_K = 200  # hits that one search may ask for
@@ -64,7 +65,8 @@ class ScannIndex:
     builder = builder.score_ah(
       p.dims_per_block, anisotropic_quantization_threshold=p.anisotropic_threshold
     )
-    return cls(builder.reorder(_REORDERED).build())
+    with without_native_notes():  # on the sizes of its samples
+      return cls(builder.reorder(_REORDERED).build())
 
   def search(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """As Index.search. Raises ValueError if k is above MAX_K."""
