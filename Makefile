@@ -4,6 +4,9 @@ PYTHON ?= python3
 RUN = .venv/bin/python -m instructretro_jax
 TEST = JAX_NUM_CPU_DEVICES=8 .venv/bin/python -m pytest
 
+# twice: errors are shown, warnings of an index that lacks a package are not
+QUIET = --quiet --quiet
+
 .PHONY: demo test test-slow lint lock
 
 # glibc keeps memory once it has it: else Linux clears that of each train step anew, 1/6 of its time
@@ -23,8 +26,8 @@ lint: .venv/installed
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	.venv/bin/python -m pip install $(QUIET) --disable-pip-version-check --require-hashes -r requirements.txt
+	.venv/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch .venv/installed
 
 # .venv with the compiler of TPUs beside it: where that is installed, JAX looks for TPUs at every start
@@ -32,7 +35,7 @@ lint: .venv/installed
 	$(PYTHON) -m venv .venv-tpu
 	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 	  $$(.venv-tpu/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
-	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check 'jax[tpu]'
+	.venv-tpu/bin/python -m pip install $(QUIET) --disable-pip-version-check 'jax[tpu]'
 	touch .venv-tpu/installed
 
 # writes the lock anew; needs uv

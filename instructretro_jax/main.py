@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import click
@@ -14,14 +13,13 @@ from instructretro_jax.commands.inspect import inspect
 from instructretro_jax.commands.precompile import precompile
 from instructretro_jax.commands.run import run
 from instructretro_jax.commands.weights import export, import_weights
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # before anything imports TensorFlow
-os.environ.setdefault('TQDM_MININTERVAL', '1')  # seconds; a log file keeps every redraw of a bar
+from instructretro_jax.pipeline import quiet
 
 
 @click.group()
 def main() -> None:
   """InstructRetro: from text to a Retro-fitted, instruction-tuned, evaluated model."""
+  quiet.quieten()
 
 
 for command in (run, inspect, compare, generate, score, demo, import_weights, export, precompile):

@@ -1,12 +1,13 @@
 """Strict numerics and quick compilation for the whole suite."""
 
-import os
 import tempfile
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+from instructretro_jax.pipeline import quiet
 
-import jax
-import pytest
+quiet.quieten()  # before JAX and TensorFlow, which read it, are imported
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 pytest_plugins = ['tests.retrieval.fixtures', 'tests.inference.fixtures']
 

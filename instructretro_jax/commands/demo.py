@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import click
@@ -33,7 +32,6 @@ def demo(checkpoint: Path, index: Path | None, host: str, port: int, tensor: int
   from instructretro_jax.pipeline.manifest import StageError
   from instructretro_jax.web import opening, server
 
-  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax misses a file that nobody needs
   try:
     listener = server.listen(host, port)
   except OSError as error:

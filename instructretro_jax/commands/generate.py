@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import json
-import logging
 from pathlib import Path
 
 import click
@@ -127,7 +126,6 @@ def _errors_in_words() -> Iterator[None]:
   """A request that cannot be met is a line on stderr, not a traceback."""
   from instructretro_jax.pipeline.manifest import StageError
 
-  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax misses a file that nobody needs
   try:
     yield
   except ValueError as error:

@@ -1,4 +1,4 @@
-"""95 % intervals by resampling questions: of a mean, of a geometric mean, of a difference."""
+"""95 % intervals by resampling questions or sequences: of means, and of paired differences."""
 
 from __future__ import annotations
 
@@ -38,6 +38,28 @@ def difference_with_interval(
   if len(scores) != len(baseline):
     raise ValueError(f'{len(scores)} scores cannot be paired with {len(baseline)}')
   return mean_with_interval(np.subtract(scores, baseline), seed)
+
+
+def perplexity_change_with_interval(
+  nats: Sequence[float], baseline: Sequence[float], tokens: Sequence[int], seed: int = 0
+) -> dict[str, float | int]:
+  """By how many percent a perplexity differs from a baseline's on the same tokens.
+
+  Each argument has one number a sequence, summed over its tokens; sequences are resampled, with
+  both systems together. `count` is that of sequences with tokens. Raises ValueError if the three
+  are not of the same sequences.
+  """
+  if not len(nats) == len(baseline) == len(tokens):
+    raise ValueError(
+      f'{len(nats)} sums of nats cannot be paired with {len(baseline)} over {len(tokens)} sequences'
+    )
+  has_tokens = np.asarray(tokens) > 0
+  differences = np.subtract(nats, baseline)[has_tokens]
+
+  def change(difference: np.ndarray, count: np.ndarray, axis: int) -> np.ndarray:
+    return 100 * np.expm1(difference.sum(axis=axis) / count.sum(axis=axis))
+
+  return _summary([differences, np.asarray(tokens)[has_tokens]], change, seed)
 
 
 def _summary(

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from instructretro_jax.array_types import Params
 from instructretro_jax.evaluate import viewer
@@ -21,6 +20,7 @@ from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.retrieval.neighbours import NeighbourTable, random_neighbours
 from instructretro_jax.retrieval.overlap import copyable, shared_run
@@ -36,7 +36,8 @@ RUNS = ((0, 3), (4, 7), (8, 15), (16, 31), (32, 64))  # tokens shared with the n
 class Perplexity(Stage):
   """Perplexity by kind of token, and by how much the neighbours share with what they serve.
 
-  Writes results.json (rows) and passages.json (for the viewer of the report).
+  Writes results.json (rows), sequences.json (what the rows sum, by sequence: arms are compared pair
+  by pair) and passages.json (for the viewer of the report).
 
   Attributes:
     arms: training stages; those without an encoder are evaluated without neighbours only.
@@ -70,8 +71,8 @@ class Perplexity(Stage):
     batches = {'own': own, 'off': own, 'random': {**own, **others}}
     masks = token_categories(own)
     bytes_BL = vocab.token_bytes()[own['targets']] * own['loss_mask']
-    rows, viewed, mesh = [], {}, local_mesh(self.mesh)
-    for arm in tqdm.tqdm(self.arms, desc=self.name, unit='arm'):
+    rows, sums, viewed, mesh = [], [], {}, local_mesh(self.mesh)
+    for arm in Bar(self.arms, desc=self.name, unit='arm'):
       model, params = Checkpoint(root / arm).load_for_use(mesh)
       kinds = ('own', 'off', 'random') if has_retrieval(params) else ('off',)
       for kind in kinds:
@@ -82,8 +83,11 @@ class Perplexity(Stage):
         for category, mask_BL in masks.items():
           row = _row(nats_BL, mask_BL, bytes_BL if category == 'all' else None)
           if row is not None:
-            rows.append({'arm': arm, 'neighbours': kind, 'category': category, **row})
+            names = {'arm': arm, 'neighbours': kind, 'category': category}
+            rows.append({**names, **row})
+            sums.append({**names, **_sums(nats_BL, mask_BL)})
     manifest.write_text(folder / 'results.json', json.dumps(rows, indent=1))
+    manifest.write_text(folder / 'sequences.json', json.dumps(sums))
     passages = viewer.passages(
       own, viewed['off'] - viewed['own'], self.num_viewed, self._provenance(root), vocab
     )
@@ -163,6 +167,12 @@ def _parts(batch: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.nda
   for start in range(0, total, size):
     rows = np.minimum(np.arange(start, start + size), total - 1)  # one shape for all parts
     yield {name: array[rows] for name, array in batch.items()}
+
+
+def _sums(nats_BL: np.ndarray, mask_BL: np.ndarray) -> dict[str, list[float]]:
+  """Nats and tokens of each sequence."""
+  nats_B = (nats_BL * mask_BL).sum(axis=1)
+  return {'nats': [round(x, 3) for x in nats_B.tolist()], 'tokens': mask_BL.sum(axis=1).tolist()}
 
 
 def _row(

@@ -9,13 +9,13 @@ import re
 from typing import Protocol
 
 import numpy as np
-import tqdm
 
 from instructretro_jax.inference.answer import Request
 from instructretro_jax.inference.decode import left_pad
 from instructretro_jax.inference.likelihood import compile_likelihood, pad_options
 from instructretro_jax.inference.sampler import load_sampler
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig
+from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.questions.passage_windows import token_windows, windows_of
 from instructretro_jax.questions.prompts import Prompter
 from instructretro_jax.questions.questions import Question
@@ -99,7 +99,7 @@ class CheckpointReader:
       for query in queries
     ]
     found: list[list[float]] = []
-    for start in tqdm.trange(0, len(queries), self._limits.batch_size, desc='choices'):
+    for start in Bar(range(0, len(queries), self._limits.batch_size), desc='choices'):
       # the last batch is filled up, so that all have one shape
       rows = np.arange(start, start + self._limits.batch_size).clip(max=len(queries) - 1)
       inputs = left_pad([prompts[n] for n in rows], padded_len)
@@ -158,7 +158,7 @@ class HuggingFaceReader:
 
   def answers(self, queries: Sequence[Query]) -> list[str]:
     found = []
-    for query in tqdm.tqdm(queries, desc='transformers'):
+    for query in Bar(queries, desc='transformers'):
       with self._torch.inference_mode():
         prompt = self._torch.tensor([_prompt(self._prompter, query, self._limits)])
         tokens = self._model.generate(
@@ -179,7 +179,7 @@ class HuggingFaceReader:
   def choices(self, queries: Sequence[Query]) -> list[list[float]]:
     return [
       [self._log_prob(query, text) for text in options_of(query.question)]
-      for query in tqdm.tqdm(queries, desc='transformers')
+      for query in Bar(queries, desc='transformers')
     ]
 
   def _log_prob(self, query: Query, text: str) -> float:

@@ -49,7 +49,7 @@ class Cache(Stage):
       raise manifest.StageError(
         f'{self.name}: {self.num_examples} examples do not fill {self.num_shards} shards'
       )
-    import apache_beam as beam  # here, since it takes seconds and greets with a warning
+    import apache_beam as beam  # here, since it takes seconds
     from apache_beam.options.pipeline_options import PipelineOptions
 
     with beam.Pipeline(options=PipelineOptions(list(self.beam_options))) as pipeline:

@@ -12,7 +12,6 @@ from typing import Any, Protocol, TypeVar
 import jax
 from jax.sharding import Mesh
 import numpy as np
-import tqdm
 
 from instructretro_jax.array_types import Params
 from instructretro_jax.inference.answer import Answer, PartialAnswer, Request, as_window
@@ -22,6 +21,7 @@ from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.retrieval.retriever import Neighbour
 from instructretro_jax.text import vocabulary
 from instructretro_jax.train.checkpoint import Checkpoint
@@ -94,7 +94,7 @@ class Sampler:
     groups: dict[_Shape, list[PartialAnswer]] = {}
     for answer in answers:
       groups.setdefault(self._shape(answer), []).append(answer)
-    with tqdm.tqdm(total=len(answers), desc='generate', disable=not show_progress) as bar:
+    with Bar(total=len(answers), desc='generate', disable=not show_progress) as bar:
       for shape, members in groups.items():
         for start in range(0, len(members), self.batch_size):
           batch = members[start : start + self.batch_size]

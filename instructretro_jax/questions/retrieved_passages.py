@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tqdm
-
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.questions.questions import SPLITS, Question, read_questions
 from instructretro_jax.retrieval.retriever import Neighbour, Retriever, open_retriever
@@ -49,9 +48,7 @@ class FindPassages(Stage):
     for split in self.splits:
       questions = read_questions(root / self.questions, split)
       lines = []
-      for start in tqdm.trange(
-        0, len(questions), _QUESTIONS_PER_BLOCK, desc=f'{self.name} {split}'
-      ):
+      for start in Bar(range(0, len(questions), _QUESTIONS_PER_BLOCK), desc=f'{self.name} {split}'):
         block = questions[start : start + _QUESTIONS_PER_BLOCK]
         for question, found in zip(block, self._find(block, retriever)):
           lines.append(json.dumps({'id': question.id, 'passages': found}) + '\n')

@@ -32,12 +32,19 @@ def render(
     keep_trailing_newline=True,
   )
   environment.filters |= {'shade': shade, 'split_marks': split_marks}
-  perplexity = report['perplexity']
+  perplexity, changes = report['perplexity'], report['perplexity_changes']
   return environment.get_template('page.html.j2').render(
     arms=tables.arm_table(report['curves']),
+    headline=tables.headline_table(report['headline']) if report['headline'] else None,
     checks=[(check['passed'], tables.check_line(check)) for check in report['checks']],
     perplexity=tables.perplexity_table(perplexity) if perplexity else None,
     runs=tables.run_table(perplexity) if perplexity else None,
+    changes=[
+      tables.change_table(changes, tables.CATEGORIES, 'kind of token'),
+      tables.change_table(changes, tables.RUNS, 'shared run, in tokens'),
+    ]
+    if changes
+    else [],
     run_plot=Markup(plots.perplexity_by_run(perplexity, main_arms)) if perplexity else None,
     questions=tables.question_tables(report['questions']),
     statistics=[tables.statistics_table(*item) for item in report['statistics'].items()],

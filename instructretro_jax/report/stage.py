@@ -14,6 +14,7 @@ from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.report import page
 from instructretro_jax.report.checks import checks
+from instructretro_jax.report.figures import headline, perplexity_changes
 from instructretro_jax.report.tables import print_tables
 
 _MAX_POINTS = 250  # of a loss curve; longer ones are averaged
@@ -23,7 +24,8 @@ _MAX_POINTS = 250  # of a loss curve; longer ones are averaged
 class Report(Stage):
   """Writes report.json, which holds every number of the page, and index.html.
 
-  A failed check is reported in words and counted, and stops nothing.
+  Prints the figures that matter last. A failed check is reported in words and counted, and stops
+  nothing.
 
   Attributes:
     arms: training stages whose loss curves are drawn.
@@ -44,15 +46,20 @@ class Report(Stage):
     return (*self.arms, *results, *self.statistics)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
-    rows = _read_json(root / self.perplexity / 'results.json') if self.perplexity else []
+    rows = _read(root, self.perplexity, 'results.json')
+    found = checks(rows, self.baseline, self.retro) if rows else []
+    changes = perplexity_changes(_read(root, self.perplexity, 'sequences.json'), self.baseline)
+    questions = _read(root, self.questions, 'results.json')
     report = {
-      'checks': checks(rows, self.baseline, self.retro) if rows else [],
+      'headline': headline(changes, questions, self.retro),
+      'checks': found,
       'perplexity': rows,
-      'questions': _read_json(root / self.questions / 'results.json') if self.questions else [],
+      'perplexity_changes': changes,
+      'questions': questions,
       'statistics': {name: manifest.read_manifest(root / name).counts for name in self.statistics},
       'curves': {arm: read_curve(root / arm) for arm in self.arms},
     }
-    passages = _read_json(root / self.perplexity / 'passages.json') if self.perplexity else []
+    passages = _read(root, self.perplexity, 'passages.json')
     manifest.write_text(folder / 'report.json', json.dumps(report, indent=1) + '\n')
     path = folder / 'index.html'
     manifest.write_text(path, page.render(report, passages, (self.baseline, self.retro)))
@@ -78,7 +85,11 @@ def read_curve(folder: Path) -> list[list[float]]:
   return [[part[-1][0], round(sum(loss for _, loss in part) / len(part), 5)] for part in stretches]
 
 
-def _read_json(path: Path) -> Any:
+def _read(root: Path, stage: str | None, name: str) -> list[dict[str, Any]]:
+  """Rows of a file in the folder of a stage; none without the stage."""
+  if stage is None:
+    return []
+  path = root / stage / name
   if not path.exists():
-    raise StageError(f'{path} is missing: rebuild with --rebuild={path.parent.name}')
+    raise StageError(f'{path} is missing: rebuild with --rebuild={stage}')
   return json.loads(path.read_text())

@@ -33,6 +33,12 @@ _METRICS = {
   'choice': 'the likeliest option is right, %',
   'rouge_mean': 'geometric mean of ROUGE-1, -2 and -L, %',
 }
+_SHORT = {
+  'exact_match': 'exact match',
+  'f1': 'F1',
+  'choice': 'choice',
+  'rouge_mean': 'ROUGE',
+}
 _ABSENT = '–'
 
 
@@ -73,6 +79,43 @@ def run_table(rows: Sequence[Row]) -> Table:
   """Perplexity by the longest run of tokens that the neighbours share with what they serve."""
   title = 'Perplexity by shared run, in tokens (95 % interval)'
   return _by_category(rows, RUNS, title, with_bits=False)
+
+
+def headline_table(figures: Sequence[Row]) -> Table:
+  """The figures that matter: paired differences, and what each means."""
+  rows = [
+    (
+      Cell(figure['name'], figure['detail']),
+      Cell(f'{_signed(figure["value"], 1)} {figure["unit"]}', _interval(figure, 1)),
+      Cell(figure['meaning']),
+    )
+    for figure in figures
+  ]
+  columns = (Cell('figure'), Cell('difference', '95 % interval'), Cell('meaning'))
+  return Table('The figures that matter, paired', columns, tuple(rows))
+
+
+def change_table(changes: Sequence[Row], labels: Mapping[str, str], by: str) -> Table:
+  """Perplexity against the baseline on the same tokens, by the kinds of token in `labels`."""
+  found = {row['category'] for row in changes}
+  lines: dict[Cell, dict[str, Cell]] = {}
+  for row in changes:
+    cell = Cell(f'{_signed(row["value"], 1)} %', _interval(row, 1))
+    lines.setdefault(Cell(row['arm'], KINDS[row['neighbours']]), {})[row['category']] = cell
+  title = f'Perplexity against {changes[0]["against"]} by {by} (paired 95 % interval)'
+  return table_of(title, {c: Cell(labels[c]) for c in labels if c in found}, lines)
+
+
+def question_summary(rows: Sequence[Row]) -> Table:
+  """All tasks together: a row per system, a column per metric."""
+  lines: dict[Cell, dict[str, Cell]] = {}
+  for row in rows:
+    if row['task'] == 'all' and row['metric'] in _METRICS:
+      cell = _with_interval(row['value'], row)
+      lines.setdefault(Cell(row['arm'], _reading(row)), {})[row['metric']] = cell
+  found = {metric for cells in lines.values() for metric in cells}
+  columns = {metric: Cell(_SHORT[metric]) for metric in _SHORT if metric in found}
+  return table_of('Questions, all together, in % (95 % interval)', columns, lines)
 
 
 def question_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
@@ -146,10 +189,12 @@ def check_line(check: Row) -> str:
 
 
 def print_tables(report: Row, console: Console) -> None:
-  """Prints perplexity, questions and checks; fits 80 columns."""
-  perplexity = report['perplexity']
+  """Prints perplexity and questions, then the figures that matter and checks; fits 80 columns."""
+  perplexity, questions = report['perplexity'], report['questions']
   tables = [perplexity_table(perplexity), run_table(perplexity)] if perplexity else []
-  for table in (*tables, *question_tables(report['questions'])):
+  tables += [question_summary(questions)] if questions else []
+  tables += [headline_table(report['headline'])] if report['headline'] else []
+  for table in tables:
     console.print(for_console(table))
   for check in report['checks']:
     console.print(Text(check_line(check), style='green' if check['passed'] else 'bold red'))
@@ -161,7 +206,8 @@ def for_console(table: Table) -> ConsoleTable:
     title=Text(table.title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify='left'
   )
   for i, column in enumerate(table.columns):
-    printed.add_column(_two_lines(column), justify='right' if i else 'left')
+    is_text = i == 0 or column.text == 'meaning'
+    printed.add_column(_two_lines(column), justify='left' if is_text else 'right')
   for row in table.rows:
     printed.add_row(*(_two_lines(cell) for cell in row))
   return printed
@@ -172,8 +218,8 @@ def format_number(value: float | int | None) -> str:
   if value is None:
     return _ABSENT
   if isinstance(value, int):
-    return f'{value:,}'
-  return f'{value:,.2f}' if abs(value) < 100 else f'{value:,.1f}'
+    return _minus(f'{value:,}')
+  return _minus(f'{value:,.2f}' if abs(value) < 100 else f'{value:,.1f}')
 
 
 def _by_category(
@@ -192,7 +238,20 @@ def _by_category(
 
 
 def _with_interval(value: float, row: Row) -> Cell:
-  return Cell(format_number(value), f'{format_number(row["low"])}–{format_number(row["high"])}')
+  low, high = format_number(row['low']), format_number(row['high'])
+  return Cell(format_number(value), f'{low} to {high}' if row['low'] < 0 else f'{low}–{high}')
+
+
+def _interval(row: Row, digits: int) -> str:
+  return f'{_signed(row["low"], digits)} to {_signed(row["high"], digits)}'
+
+
+def _signed(value: float, digits: int) -> str:
+  return _minus(f'{value:+,.{digits}f}')
+
+
+def _minus(text: str) -> str:
+  return text.replace('-', '−')
 
 
 def _reading(row: Row) -> str:

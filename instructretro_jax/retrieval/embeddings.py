@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from instructretro_jax.pipeline.array_store import StoredArray, has_shard, write_shard
+from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.retrieval.embedder import Embedder
 from instructretro_jax.text import vocabulary
@@ -44,7 +44,7 @@ class Embeddings(Stage):
     self.embedder.fit(database_texts, folder)
     embed = self.embedder.load(folder)
     counts = {}
-    with tqdm.tqdm(total=sum(map(len, stores.values())), desc=self.name, unit='chunk') as bar:
+    with Bar(total=sum(map(len, stores.values())), desc=self.name, unit='chunk') as bar:
       for split, store in stores.items():
         for shard in range(store.num_shards):
           low, high = store.shard_range(shard)

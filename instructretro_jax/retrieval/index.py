@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
-import tqdm
+
+from instructretro_jax.pipeline.progress import Bar
 
 _VECTORS_FILE = 'vectors.npy'
 _SCORES_PER_BLOCK = 1 << 24
@@ -54,7 +55,7 @@ class ExactIndex:
     if not min(M, Q, k):
       return ids_QK, scores_QK
     step = max(1, _SCORES_PER_BLOCK // M)
-    for start in tqdm.trange(0, Q, step, desc='exact search', disable=step >= Q, leave=False):
+    for start in Bar(range(0, Q, step), desc='exact search', disable=step >= Q, leave=False):
       block = slice(start, start + step)
       ids_QK[block], scores_QK[block] = self._search_block(queries_QS[block], k)
     return ids_QK, scores_QK

@@ -11,10 +11,10 @@ import shutil
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.array_store import StoredArray
+from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.retrieval.index import ExactIndex, Index, ShardedIndex, search_shards
 from instructretro_jax.retrieval.recall import recall_at
@@ -52,7 +52,7 @@ class BuildIndex(Stage):
     kind = 'exact' if len(vectors) < self.exact_below else 'scann'
     ends = [int(end) for end in np.linspace(0, len(vectors), self.shards + 1)]
     ranges = list(itertools.pairwise(ends))
-    for shard, (low, high) in enumerate(tqdm.tqdm(ranges, desc=self.name, unit='shard')):
+    for shard, (low, high) in enumerate(Bar(ranges, desc=self.name, unit='shard')):
       if not (folder / f'{shard:05d}').exists():
         partial = folder / 'shard.partial'
         shutil.rmtree(partial, ignore_errors=True)

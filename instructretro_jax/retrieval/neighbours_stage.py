@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from instructretro_jax.pipeline.array_store import StoredArray, has_shard, write_shard
+from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.retrieval import neighbours
 from instructretro_jax.retrieval.index_stage import open_index
@@ -55,7 +55,7 @@ class FindNeighbours(Stage):
     for split in SPLITS:
       store = ChunkStore(root / self.chunks, split)
       vectors = StoredArray(root / self.embeddings, f'{split}-embeddings')
-      for shard in tqdm.trange(store.num_shards, desc=f'{self.name} {split}', unit='shard'):
+      for shard in Bar(range(store.num_shards), desc=f'{self.name} {split}', unit='shard'):
         if has_shard(folder, f'{split}-neighbours', shard):
           continue
         low, high = store.shard_range(shard)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import scann
-import tqdm
 
+from instructretro_jax.pipeline.progress import Bar
+from instructretro_jax.pipeline.quiet import without_native_notes
 from instructretro_jax.retrieval.index import best_of
 
 MAX_K = 200  # hits that one search may ask for
@@ -64,7 +65,8 @@ class ScannIndex:
     builder = builder.score_ah(
       p.dims_per_block, anisotropic_quantization_threshold=p.anisotropic_threshold
     )
-    return cls(builder.reorder(_REORDERED).build())
+    with without_native_notes():  # on the sizes of its samples
+      return cls(builder.reorder(_REORDERED).build())
 
   def search(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """As Index.search. Raises ValueError if k is above MAX_K."""
@@ -74,7 +76,7 @@ class ScannIndex:
     Q = len(queries_QS)
     ids_QK, scores_QK = np.full((Q, k), -1, np.int64), np.full((Q, k), -np.inf, np.float32)
     blocks = range(0, Q, _QUERIES_PER_BLOCK)
-    for start in tqdm.tqdm(blocks, desc='ScaNN search', disable=len(blocks) < 2, leave=False):
+    for start in Bar(blocks, desc='ScaNN search', disable=len(blocks) < 2, leave=False):
       block = slice(start, start + _QUERIES_PER_BLOCK)
       ids_QK[block], scores_QK[block] = self._search_block(queries_QS[block], k)
     return ids_QK, scores_QK

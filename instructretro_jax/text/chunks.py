@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tqdm
 
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.array_store import StoredArray, write_shard
+from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.text import corpus, vocabulary
 
@@ -54,7 +54,7 @@ class Chunks(Stage):
     vocab = vocabulary.load(root / self.vocabulary)
     shards = range(corpus.num_shards(root / self.corpus))
     work = [(split, shard) for split in SPLITS for shard in shards]
-    for split, shard in tqdm.tqdm(work, desc=self.name, unit='shard'):
+    for split, shard in Bar(work, desc=self.name, unit='shard'):
       if not _table_path(folder, split, shard).exists():
         self._write_shard(root / self.corpus, folder, vocab, split, shard)
     counts = {'chunk_len': self.chunk_len}

@@ -16,9 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from instructretro_jax.pipeline import manifest, stage
+from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.text.documents import MAX_DOCUMENT_BYTES, Document, Problems, Source
 
 SPLITS = ('train', 'heldout')
@@ -99,7 +99,7 @@ class Corpus(stage.Stage):
     with contextlib.ExitStack() as stack:
       paths = [spool / str(shard) for shard in range(self.num_shards)]
       files = [stack.enter_context(path.open('w', encoding='utf-8')) for path in paths]
-      for document in tqdm(documents, desc=self.name, unit=' documents'):
+      for document in Bar(documents, desc=self.name, unit=' documents'):
         num_read += 1
         rank, text_hash = self._rank(document), _sha256(document.text)
         first_ranks[text_hash] = min(rank, first_ranks.get(text_hash, rank))

@@ -10,10 +10,10 @@ import time
 
 from clu import metric_writers
 import optax
-import tqdm
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.progress import Bar
 
 
 class TrainLog:
@@ -43,9 +43,7 @@ class TrainLog:
       folder.mkdir(parents=True, exist_ok=True)
       self._drop_after(first_step)
       self._writer = metric_writers.SummaryWriter(str(folder / 'tensorboard'))
-      self._bar = tqdm.tqdm(
-        total=num_steps, initial=first_step, desc=name, unit='step', mininterval=2
-      )
+      self._bar = Bar(total=num_steps, initial=first_step, desc=name, unit='step', mininterval=2)
 
   def add(self, step: int, metrics: Mapping[str, Array]) -> None:
     """Notes a dispatched step and writes the one before it.

@@ -7,6 +7,7 @@ from instructretro_jax.evaluate.bootstrap import (
   difference_with_interval,
   geometric_mean_with_interval,
   mean_with_interval,
+  perplexity_change_with_interval,
 )
 
 
@@ -34,3 +35,21 @@ def test_geometric_mean_is_of_the_means():
   summary = geometric_mean_with_interval([[0.2, 0.6], [0.1, 0.1], [0.8, 0.0]])
   assert summary['value'] == pytest.approx(100 * (0.4 * 0.1 * 0.4) ** (1 / 3), abs=0.01)
   assert summary['low'] <= summary['value'] <= summary['high'] and summary['count'] == 2
+
+
+def test_change_of_perplexity_is_of_all_tokens_and_paired_by_sequence():
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(50, 100, 64)
+  difficulty = rng.normal(4, 1, 64)  # nats a token: a factor of e in perplexity between sequences
+  plain = tokens * difficulty
+  better = tokens * (difficulty - rng.normal(0.1, 0.05, 64))
+  change = perplexity_change_with_interval(better, plain, tokens)
+  expected = 100 * (np.exp((better - plain).sum() / tokens.sum()) - 1)
+  assert change['value'] == pytest.approx(expected, abs=0.01) and change['count'] == 64
+  # the error of the mean of the differences is 0.05 / 8 nats
+  assert 2 < change['high'] - change['low'] < 3 and change['high'] < 0
+  # a sequence without such tokens says nothing
+  longer = perplexity_change_with_interval([*better, 0], [*plain, 0], [*tokens, 0])
+  assert longer == change
+  with pytest.raises(ValueError, match='64 sums of nats cannot be paired with 3 over 64'):
+    perplexity_change_with_interval(better, plain[:3], tokens)

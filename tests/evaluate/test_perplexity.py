@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from instructretro_jax.evaluate.perplexity import _row, _token_nats, token_categories
+from instructretro_jax.evaluate.perplexity import _row, _sums, _token_nats, token_categories
 from instructretro_jax.evaluate.viewer import shared_spans
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.train.checkpoint import Checkpoint
@@ -50,6 +50,7 @@ def test_row_is_the_token_mean_with_a_sequence_interval():
   assert row['low'] < row['perplexity'] < row['high']
   assert row['bits_per_byte'] == pytest.approx(7 / 4 / np.log(2) / 2, abs=1e-4)
   assert _row(nats, np.zeros_like(mask), None) is None
+  assert _sums(nats, mask) == {'nats': [4.0, 2.0, 1.0], 'tokens': [2, 1, 1]}
 
 
 def test_devices_that_share_a_checkpoint_find_what_one_finds(tmp_path):

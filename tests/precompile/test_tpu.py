@@ -102,7 +102,7 @@ def test_the_smallest_and_the_largest_fit(
 ):
   options = [f'--gin.loop.Train.num_microbatches={num_microbatches}']
   if num_microbatches > 1:
-    options.append("--gin.config.DecoderConfig.remat='save_narrow_products'")
+    options.append("--gin.execution.Execution.remat='save_narrow_products'")
   found = precompile(size, phase, target, tmp_path / 'found.json', *options)
   assert found['fits'] and found['peak_bytes'] < peak_gib * 2**30
   assert 1 < found['flops_over_model_flops'] < flops_ratio

@@ -45,6 +45,10 @@ def test_every_number_of_the_headline_table_is_on_the_page(built):
       assert f'>{row["bits_per_byte"]:.3f}<' in text
   for check in report['checks']:
     assert tables.check_line(check) in text
+  assert len(report['headline']) == 3
+  for figure in report['headline']:
+    assert f'>{figure["name"]}<small>{figure["detail"]}</small>' in text
+    assert f'>{figure["meaning"]}<' in text
 
 
 def test_page_needs_nothing_else(built):
@@ -94,7 +98,8 @@ def test_a_run_without_questions_has_no_section_on_them(tmp_path, capsys):
   stage.run(dataclasses.replace(synthetic.REPORT, questions=None), tmp_path)
   assert 'uestions' not in (tmp_path / 'report' / 'index.html').read_text().split('</nav>')[0]
   assert 'id="questions"' not in (tmp_path / 'report' / 'index.html').read_text()
-  assert 'Questions' not in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert 'Questions' not in printed and 'F1' not in printed and 'retrieval helps' in printed
 
 
 def test_a_run_of_questions_alone_has_no_other_section(tmp_path, capsys):
@@ -103,8 +108,16 @@ def test_a_run_of_questions_alone_has_no_other_section(tmp_path, capsys):
   text = (tmp_path / 'report' / 'index.html').read_text()
   checker = _Checker()
   checker.feed(text)
-  assert not checker.open and set(checker.ids) == {'questions', 'retrieval'}
-  assert 'Perplexity' not in capsys.readouterr().out
+  assert not checker.open and set(checker.ids) == {'headline', 'questions', 'retrieval'}
+  printed = capsys.readouterr().out
+  assert 'erplexity' not in printed and '+3.0 points' in printed
+
+
+def test_a_folder_of_perplexity_without_sequences_is_refused_with_the_remedy(tmp_path):
+  synthetic.write_run(tmp_path)
+  (tmp_path / 'perplexity' / 'sequences.json').unlink()
+  with pytest.raises(StageError, match='sequences.json is missing: rebuild with --rebuild=perpl'):
+    stage.run(synthetic.REPORT, tmp_path)
 
 
 def test_missing_log_is_refused(tmp_path):

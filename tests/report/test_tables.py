@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from instructretro_jax.pipeline.manifest import StageError
-from instructretro_jax.report import tables
+from instructretro_jax.report import figures, tables
 from instructretro_jax.report.checks import checks
 from tests.report import synthetic
 
@@ -40,7 +40,7 @@ def test_a_category_without_tokens_leaves_a_gap():
 
 
 def test_question_tables_put_each_value_under_its_task():
-  exact, f1 = tables.question_tables(synthetic.question_rows())
+  exact, f1, _ = tables.question_tables(synthetic.question_rows())
   assert [c.note for c in exact.columns] == ['', '150 questions', '100 questions', '50 questions']
   assert [row[0].note for row in exact.rows] == [
     'question only',
@@ -54,6 +54,8 @@ def test_question_tables_put_each_value_under_its_task():
 
 def test_differences_are_a_table_per_kind():
   rows = synthetic.question_rows()
+  for row in rows:
+    row.pop('difference', None)
   found = {'value': 3.5, 'low': 1.0, 'high': 6.0, 'count': 100}
   for row in rows:
     row |= {'from_passages': found} if row['passages'] else {}
@@ -76,25 +78,41 @@ def test_statistics_are_flattened_and_readable():
 
 
 @pytest.mark.parametrize(
-  'value, text', [(None, '–'), (9.876, '9.88'), (99.999, '100.00'), (1234.56, '1,234.6'), (7, '7')]
+  'value, text',
+  [
+    (None, '–'),
+    (9.876, '9.88'),
+    (99.999, '100.00'),
+    (1234.56, '1,234.6'),
+    (7, '7'),
+    (-0.5, '−0.50'),
+  ],
 )
 def test_numbers_keep_about_four_digits(value, text):
   assert tables.format_number(value) == text
 
 
-def test_console_tables_fit_80_columns():
+def test_console_tables_fit_80_columns_and_end_with_the_figures_and_checks():
   rows = synthetic.perplexity_rows()
+  changes = figures.perplexity_changes(synthetic.sequence_rows(rows), 'gpt_fit')
+  questions = synthetic.question_rows(('boolq', 'disflqa', 'narrativeqa', 'natural_questions'))
   report = {
+    'headline': figures.headline(changes, questions, 'retro_fit'),
     'perplexity': rows,
-    'questions': synthetic.question_rows(),
+    'questions': questions,
     'checks': checks(rows, 'gpt_fit', 'retro_fit'),
   }
   out = io.StringIO()
   tables.print_tables(report, Console(file=out, width=80))
   text = out.getvalue()
   assert max(map(len, text.splitlines())) <= 80
-  for whole in ('random neighbours', '5 passages, encoder off', '30.47–32.67', 'short_answers'):
+  for whole in ('random neighbours', '5 passages, encoder off', '30.47–32.67', 'exact match'):
     assert whole in text  # nothing was folded or cut
+  assert '…' not in text
+  end = text[text.index('The figures that matter') :]
+  for whole in ('−38.7 %', 'retrieval helps', '+30.9 %', '+3.0 points', '−0.5 to +6.2'):
+    assert whole in end
+  assert end.index('no clear difference') < end.index('passed: perplexity of retro_fit')
 
 
 def test_checks_compare_the_right_systems():

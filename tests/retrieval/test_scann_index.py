@@ -82,6 +82,11 @@ def test_fewer_vectors_than_asked_for(num_vectors):
   assert np.isneginf(scores[0, found:]).all()
 
 
+def test_building_prints_nothing(capfd):
+  ScannIndex.build(_clusters(12_000, 64))
+  assert capfd.readouterr().err == ''
+
+
 def test_too_few_vectors_are_refused():
   with pytest.raises(ValueError, match='15 vectors: ScaNN needs 16; use the exact index'):
     ScannIndex.build(_clusters(3_000, 32)[:15])
