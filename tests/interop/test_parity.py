@@ -171,9 +171,9 @@ def test_every_block_of_whole_cases(path):
     else:
       layer = seen[f'decoder_{number}']
       if point == 'output':
-        found = layer['feed_forward'][0].transpose(1, 0, 2)
+        found = layer['finish'][0].transpose(1, 0, 2)
       elif point == 'pre_cross_attn_layernorm.output':
-        found = layer['normalize'][0].transpose(1, 0, 2)
+        found = layer['cross_attention']['normalize'][0].transpose(1, 0, 2)
       elif point == 'cross_attention.context':
         found = seen['encoder']['__call__'][0]
         found = found.transpose(3, 2, 0, 1, 4).reshape(want.shape)  # position, then neighbour
