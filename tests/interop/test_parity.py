@@ -180,7 +180,7 @@ def test_every_block_of_whole_cases(path):
         found = found.reshape(R, K, B * N, D).reshape(R * K, B * N, D)
       else:
         attention = params[f'decoder_{number}']['cross_attention']['attention']
-        found = layer['cross_attention']['attention']['__call__'][0]  # [B * N, C, D]
+        found = layer['cross_attention']['attention']['read'][0]  # [B * N, C, D]
         found = (found - attention['output'].get('bias', 0)).transpose(1, 0, 2)
         real = first - 1 + np.arange(N)[None, :] * config.chunk_len
         real = real + np.arange(config.chunk_len)[:, None] < tokens.shape[1]
