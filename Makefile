@@ -17,9 +17,9 @@ demo: .venv/installed
 test: .venv/installed
 	$(TEST) -n 2 -m "not slow"
 
-test-slow: .venv/installed .venv-tpu/installed
-	$(TEST) -m slow
-	JAX_PLATFORMS=cpu .venv-tpu/bin/python -m pytest -m slow tests/precompile/test_tpu.py
+# SLOW='--slow_third=HASH --slow_minutes=25': the third that a commit picks, as far as it fits
+test-slow: .venv-slow/installed
+	JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 .venv-slow/bin/python -m pytest -m slow -rs $(SLOW)
 
 lint: .venv/installed
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
@@ -30,13 +30,14 @@ lint: .venv/installed
 	.venv/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch .venv/installed
 
-# .venv with the compiler of TPUs beside it: where that is installed, JAX looks for TPUs at every start
-.venv-tpu/installed: .venv/installed
-	$(PYTHON) -m venv .venv-tpu
+# .venv with what only slow tests need: PyTorch and transformers as oracles, and the compiler of
+# TPUs beside it; where that is installed, JAX looks for TPUs at every start
+.venv-slow/installed: .venv/installed
+	$(PYTHON) -m venv .venv-slow
 	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
-	  $$(.venv-tpu/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
-	.venv-tpu/bin/python -m pip install $(QUIET) --disable-pip-version-check 'jax[tpu]'
-	touch .venv-tpu/installed
+	  $$(.venv-slow/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+	.venv-slow/bin/python -m pip install $(QUIET) --disable-pip-version-check 'instructretro-jax[interop,tpu]'
+	touch .venv-slow/installed
 
 # writes the lock anew; needs uv
 lock:

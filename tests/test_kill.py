@@ -45,7 +45,7 @@ def is_past_a_checkpoint(folder: Path) -> bool:
   return log.exists() and log.read_text().count('\n') >= 3
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=10)
 @pytest.mark.packages
 def test_a_run_killed_everywhere_ends_with_the_same_bytes(tmp_path, tiny_documents):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'

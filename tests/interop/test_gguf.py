@@ -186,7 +186,7 @@ def test_smollm2_tokenizer_is_exact_but_for_rare_characters(smollm2):
 @pytest.mark.packages
 def test_smollm2_as_transformers_reads_the_same_file(smollm2):
   """Needs the extra `interop`, whose reader undoes the permutation by itself."""
-  import transformers
+  transformers = pytest.importorskip('transformers', reason='comes with the interop extra')
 
   from tests.golden import make_hf
 

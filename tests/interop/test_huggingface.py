@@ -219,7 +219,7 @@ def test_the_end_token_is_found_where_the_files_name_it(tmp_path):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_live_logits_in_and_out(tmp_path, family):
   """Needs the extra `interop`: a fresh random model in, and out again into transformers."""
-  import transformers
+  transformers = pytest.importorskip('transformers', reason='comes with the interop extra')
 
   from tests.golden import make_hf
 
@@ -246,7 +246,7 @@ def test_live_logits_in_and_out(tmp_path, family):
 @pytest.mark.slow
 @pytest.mark.parametrize('positions', ['rotary', 'learned'])
 def test_live_export_of_a_retro_model(tmp_path, positions):
-  import transformers
+  transformers = pytest.importorskip('transformers', reason='comes with the interop extra')
 
   from tests.golden import make_hf
 

@@ -173,16 +173,16 @@ def test_every_block_of_whole_cases(path):
     else:
       layer = seen[f'decoder_{number}']
       if point == 'output':
-        found = layer['feed_forward'][0].transpose(1, 0, 2)
+        found = layer['finish'][0].transpose(1, 0, 2)
       elif point == 'pre_cross_attn_layernorm.output':
-        found = layer['normalize'][0].transpose(1, 0, 2)
+        found = layer['cross_attention']['normalize'][0].transpose(1, 0, 2)
       elif point == 'cross_attention.context':
         found = seen['encoder']['__call__'][0]
         found = found.transpose(3, 2, 0, 1, 4).reshape(want.shape)  # position, then neighbour
         found = found.reshape(R, K, B * N, D).reshape(R * K, B * N, D)
       else:
         attention = params[f'decoder_{number}']['cross_attention']['attention']
-        found = layer['cross_attention']['attention']['__call__'][0]  # [B * N, C, D]
+        found = layer['cross_attention']['attention']['read'][0]  # [B * N, C, D]
         found = (found - attention['output'].get('bias', 0)).transpose(1, 0, 2)
         real = first - 1 + np.arange(N)[None, :] * config.chunk_len
         real = real + np.arange(config.chunk_len)[:, None] < tokens.shape[1]

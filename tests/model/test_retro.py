@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 
 from flax import linen as nn
 import jax
@@ -48,11 +49,21 @@ def make_inputs(length=16, batch=2, seed=0):
   return tokens, segments, neighbours, np.ones(neighbours.shape, bool)
 
 
+@functools.cache
+def compiled_init(config, **kwargs):
+  """One program, instead of hundreds that each are compiled."""
+  return jax.jit(functools.partial(Retro(config).init, **kwargs))
+
+
 def init(config, inputs, **kwargs):
-  params = nn.unbox(Retro(config).init(jax.random.key(0), *inputs, **kwargs))['params']
+  params = nn.unbox(compiled_init(config, **kwargs)(jax.random.key(0), *inputs))['params']
+
   # a relative bias starts at 0: give it values, so that a test of it can fail
-  noise = lambda path, x: x + 0.1 * jax.random.normal(jax.random.key(len(str(path))), x.shape)
-  return jax.tree_util.tree_map_with_path(noise, params)
+  def add_noise(path, x):
+    rng = np.random.default_rng(zlib.crc32(str(path).encode()))
+    return x + 0.1 * jnp.asarray(rng.normal(size=x.shape))
+
+  return jax.tree_util.tree_map_with_path(add_noise, params)
 
 
 @functools.cache

@@ -116,7 +116,7 @@ def _flat(tree, prefix=''):
       yield f'{prefix}{name}', x
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=7)
 def test_two_processes_train_as_one_does(tmp_path, tiny_documents):
   one, two, killed, alone = (tmp_path / name for name in ('one', 'two', 'killed', 'alone'))
   finish([start(command(one, tiny_documents), devices=8)])

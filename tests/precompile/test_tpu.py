@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from instructretro_jax.precompile import counts, hlo, topology
 from instructretro_jax.train.losses import total_loss
 
 pytestmark = [
-  pytest.mark.slow,
+  pytest.mark.slow(minutes=2),
   pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu'),
 ]
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,16 +28,20 @@ ROOT = Path(__file__).resolve().parents[2]
 def optimised():
   """As users compile, not as tests/conftest.py has it."""
   jax.config.update('jax_disable_most_optimizations', False)
+  jax.config.update('jax_enable_compilation_cache', False)
   yield
   jax.config.update('jax_disable_most_optimizations', True)
+  jax.config.update('jax_enable_compilation_cache', True)
 
 
 def precompile(size, phase, target, path, *options):
   files = [f'--gin_file=experiments/paper/{phase}.gin', f'--gin_file=gin/paper/{size}.gin']
   command = ['precompile', *files, f'--topology={target}']
+  ours = ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR')  # of tests/conftest.py
   done = subprocess.run(
     [sys.executable, '-m', 'instructretro_jax', *command, f'--json={path}', *options],
     cwd=ROOT,
+    env={name: value for name, value in os.environ.items() if name not in ours},
     capture_output=True,
     text=True,
   )
@@ -88,6 +93,7 @@ def test_the_gradient_of_the_head_is_added_up_once():
   assert found.gathers_as_reduces == 0 and not found.open_loops
 
 
+@pytest.mark.slow(minutes=3)
 @pytest.mark.parametrize(
   'size, phase, target, num_microbatches, peak_gib, flops_ratio',
   [
@@ -122,6 +128,7 @@ def test_four_chips_have_no_room_for_48b(tmp_path):
   assert found['flops'] is None
 
 
+@pytest.mark.slow(minutes=4)
 def test_instruction_tuning_with_a_closed_gate_compiles_to_the_gpt(tmp_path):
   retro, gpt = (
     precompile(
