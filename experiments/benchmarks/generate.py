@@ -43,7 +43,7 @@ def take_weights(checkpoint: Path | None) -> tuple[Path, Path]:
 
 def open_endless(checkpoint: Path):
   """The sampler, with a vocabulary without an end token."""
-  from instructretro_jax.inference.sampler import load_sampler
+  from instructretro_jax.inference.loading import load_sampler
 
   sampler = load_sampler(checkpoint, with_encoder=False)
 

@@ -13,7 +13,7 @@ import numpy as np
 from instructretro_jax.inference.answer import Request
 from instructretro_jax.inference.decode import left_pad
 from instructretro_jax.inference.likelihood import compile_likelihood, pad_options
-from instructretro_jax.inference.sampler import load_sampler
+from instructretro_jax.inference.loading import load_sampler
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.questions.passage_windows import token_windows, windows_of

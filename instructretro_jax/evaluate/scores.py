@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from instructretro_jax.evaluate.answers import ROUGE
-from instructretro_jax.evaluate.bootstrap import (
+from instructretro_jax.report.bootstrap import (
   difference_with_interval,
   geometric_mean_with_interval,
   mean_with_interval,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import json
-import os
 from pathlib import Path
 import struct
 
@@ -18,6 +17,7 @@ import seqio
 import tensorflow as tf
 
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.atomic import atomic
 
 SPLIT = 'train'
 _FRAME, _HEADER = 16, 12  # bytes that TFRecord adds to a record, and of them those before it
@@ -30,17 +30,16 @@ def write_shard(
   path = _shard_path(folder, shard, num_shards)
   if path.exists():
     return
-  partial = path.with_name(path.name + '.partial')
   offsets = [0]
-  with tf.io.TFRecordWriter(str(partial)) as writer:
-    for example in examples:
-      # protobuf takes no bools for the integers as which seqio stores them
-      storable = {n: a.astype(np.int64) if a.dtype == bool else a for n, a in example.items()}
-      record = seqio.dict_to_tfexample(storable).SerializeToString(deterministic=True)
-      writer.write(record)
-      offsets.append(offsets[-1] + len(record) + _FRAME)
-  np.save(_offsets_path(folder, shard), np.asarray(offsets[:-1], np.int64))
-  os.replace(partial, path)
+  with atomic(path) as partial:
+    with tf.io.TFRecordWriter(str(partial)) as writer:
+      for example in examples:
+        # protobuf takes no bools for the integers as which seqio stores them
+        storable = {n: a.astype(np.int64) if a.dtype == bool else a for n, a in example.items()}
+        record = seqio.dict_to_tfexample(storable).SerializeToString(deterministic=True)
+        writer.write(record)
+        offsets.append(offsets[-1] + len(record) + _FRAME)
+    np.save(_offsets_path(folder, shard), np.asarray(offsets[:-1], np.int64))
 
 
 def finish(

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Generator as Stream
 import dataclasses
 import functools
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -19,22 +18,15 @@ from instructretro_jax.inference.decode import DecodingLoop, left_pad, with_neig
 from instructretro_jax.inference.sampling import Sampling
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.model.sharding import ONE_DEVICE, local_mesh
 from instructretro_jax.pipeline.progress import Bar
-from instructretro_jax.retrieval.retriever import Neighbour
+from instructretro_jax.retrieval.retriever import Neighbour, Retriever
 from instructretro_jax.text import vocabulary
-from instructretro_jax.train.checkpoint import Checkpoint
 
 T = TypeVar('T')
 
 TOKENS_PER_CALL = 16  # between looks at the text; what is decoded past a stop is dropped
 NUM_NEIGHBOURS = 2  # K, of live retrieval
-
-
-class Retriever(Protocol):
-  def find(self, texts: Sequence[str], num_neighbours: int) -> list[list[Neighbour]]:
-    """The neighbours of each text, best first."""
 
 
 _Window = tuple[np.ndarray, np.ndarray]  # tokens of neighbours, and which of them are real
@@ -220,47 +212,6 @@ class Sampler:
   def _window(self, neighbours: Sequence[Neighbour], shape: _Shape) -> _Window:
     window_len = 2 * self.config.chunk_len
     return as_window(neighbours, shape.num_neighbours, window_len, self.vocab.pad_id)
-
-
-def load_sampler(
-  folder: Path,
-  *,
-  with_encoder: bool = True,
-  retriever: Retriever | None = None,
-  mesh: MeshConfig = ONE_DEVICE,
-) -> Sampler:
-  """The sampler of a training stage's folder, or of an imported checkpoint's.
-
-  Args:
-    with_encoder: False reads no parameter of encoder and cross-attention; every gate is 0 then.
-    mesh: of devices of this process.
-
-  Raises StageError if there is no checkpoint, or not the vocabulary that it was trained with.
-  """
-  devices = local_mesh(mesh)
-  model, params = Checkpoint(folder).load_for_use(devices, with_encoder)
-  return Sampler(model, params, find_vocabulary(folder), retriever, mesh=devices)
-
-
-def find_vocabulary(folder: Path) -> vocabulary.Vocabulary:
-  """The vocabulary of a checkpoint: in its own folder if imported, else in that of the run.
-
-  Raises StageError if it is not there, or is another than that of the training.
-  """
-  expected = Checkpoint(folder).record['vocabulary']
-  for place in (folder, folder.parent / 'vocabulary'):
-    names = (vocabulary.HUGGING_FACE_FILE, vocabulary.SENTENCEPIECE_FILE)
-    if any((place / name).exists() for name in names):
-      vocab = vocabulary.load(place)
-      if vocabulary.fingerprint(vocab) == expected:
-        return vocab
-      raise manifest.StageError(
-        f'{folder} was trained with another vocabulary than that of {place}'
-      )
-  raise manifest.StageError(
-    f'neither {folder} nor {folder.parent / "vocabulary"} has a vocabulary: keep a checkpoint in '
-    'its run folder'
-  )
 
 
 @functools.lru_cache(maxsize=4)

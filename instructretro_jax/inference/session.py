@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from instructretro_jax.inference.answer import Answer, Request
-from instructretro_jax.inference.sampler import Sampler, find_vocabulary, load_sampler
+from instructretro_jax.inference.loading import find_vocabulary, load_sampler
+from instructretro_jax.inference.sampler import Sampler
 from instructretro_jax.inference.score import Score
 from instructretro_jax.model.sharding import MeshConfig
 from instructretro_jax.pipeline.manifest import StageError

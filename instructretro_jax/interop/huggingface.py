@@ -18,6 +18,7 @@ from instructretro_jax.array_types import Params
 from instructretro_jax.interop import architectures, tensor_table
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
@@ -151,32 +152,30 @@ def save(
     raise StageError(f'parameters that the decoder lacks or has in another shape: {wrong}')
   family = content['model_type']
   table = tensor_table.rows(family, config.decoder, shapes)
-  partial = folder.with_name(folder.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  shards = _shards(table, shapes, max_shard_bytes)
-  files = [TENSOR_FILE] if len(shards) == 1 else [
-    f'model-{n + 1:05d}-of-{len(shards):05d}.safetensors' for n in range(len(shards))
-  ]  # fmt: skip
-  prefix = 'transformer.' if family == 'gpt2' else 'model.'
-  weight_map = {}
-  for file, shard in zip(files, shards):
-    tensors = {}
-    for row in shard:
-      name = row.theirs if row.theirs.startswith('lm_head') else prefix + row.theirs
-      arrays = {path: _folded(config.decoder, path, flat[path]) for path in row.ours}
-      tensors[name] = tensor_table.to_theirs(row, arrays)
-      weight_map[name] = file
-    safetensors.numpy.save_file(tensors, partial / file, metadata={'format': 'pt'})
-  if len(files) > 1:
-    index = {'metadata': {}, 'weight_map': weight_map}
-    manifest.write_text(partial / INDEX_FILE, json.dumps(index, indent=1))
-  manifest.write_text(partial / CONFIG_FILE, json.dumps(content, indent=1))
-  if tokenizer is not None:
-    shutil.copyfile(tokenizer, partial / TOKENIZER_FILE)
-    settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': eos_token}
-    manifest.write_text(partial / TOKENIZER_CONFIG_FILE, json.dumps(settings))
-  partial.rename(folder)
+  with atomic(folder) as partial:
+    partial.mkdir()
+    shards = _shards(table, shapes, max_shard_bytes)
+    files = [TENSOR_FILE] if len(shards) == 1 else [
+      f'model-{n + 1:05d}-of-{len(shards):05d}.safetensors' for n in range(len(shards))
+    ]  # fmt: skip
+    prefix = 'transformer.' if family == 'gpt2' else 'model.'
+    weight_map = {}
+    for file, shard in zip(files, shards):
+      tensors = {}
+      for row in shard:
+        name = row.theirs if row.theirs.startswith('lm_head') else prefix + row.theirs
+        arrays = {path: _folded(config.decoder, path, flat[path]) for path in row.ours}
+        tensors[name] = tensor_table.to_theirs(row, arrays)
+        weight_map[name] = file
+      safetensors.numpy.save_file(tensors, partial / file, metadata={'format': 'pt'})
+    if len(files) > 1:
+      index = {'metadata': {}, 'weight_map': weight_map}
+      manifest.write_text(partial / INDEX_FILE, json.dumps(index, indent=1))
+    manifest.write_text(partial / CONFIG_FILE, json.dumps(content, indent=1))
+    if tokenizer is not None:
+      shutil.copyfile(tokenizer, partial / TOKENIZER_FILE)
+      settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': eos_token}
+      manifest.write_text(partial / TOKENIZER_CONFIG_FILE, json.dumps(settings))
 
 
 def _shards(

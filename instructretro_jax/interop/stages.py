@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ import numpy as np
 from instructretro_jax.interop import huggingface
 from instructretro_jax.model.config import RetroConfig, decoder_differences
 from instructretro_jax.pipeline import manifest, stage
+from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.stage import Stage
@@ -161,9 +161,9 @@ def import_alone(
     raise StageError(f'{out} is there already: choose another --out')
   member = ImportWeights(name=out.name, source=source, tokenizer=tokenizer, eos_token=eos_token)
   out.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=out.parent) as root:
+  with tempfile.TemporaryDirectory(dir=out.parent) as root, atomic(out) as partial:
     made = stage.run(member, Path(root))
-    os.replace(Path(root) / out.name, out)
+    (Path(root) / out.name).rename(partial)
   return made
 
 

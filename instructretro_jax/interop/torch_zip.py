@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
-import os
 from pathlib import Path
 import struct
 from typing import Any
@@ -15,6 +14,7 @@ import zipfile
 import numpy as np
 
 from instructretro_jax.interop.torch_pickle import STORAGES
+from instructretro_jax.pipeline.atomic import atomic
 
 _STORAGE_OF = {dtype: name for name, dtype in STORAGES.items()}
 
@@ -30,10 +30,12 @@ class Leaf:
 
 def save(content: Mapping[str, Any], path: Path) -> None:
   """Writes nested dicts of plain values, namespaces and `Leaf`s; appears whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial, root = path.with_name(path.name + '.partial'), path.stem
+  root = path.stem
   program, leaves = _pickle(content)
-  with zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
+  with (
+    atomic(path) as partial,
+    zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive,
+  ):
     archive.writestr(f'{root}/data.pkl', program)
     archive.writestr(f'{root}/byteorder', 'little')
     for key, leaf in enumerate(leaves):
@@ -43,7 +45,6 @@ def save(content: Mapping[str, Any], path: Path) -> None:
       with archive.open(f'{root}/data/{key}', 'w', force_zip64=True) as file:
         file.write(x.reshape(-1).view(np.uint8).data)
     archive.writestr(f'{root}/version', '3\n')
-  os.replace(partial, path)
 
 
 def _pickle(content: Mapping[str, Any]) -> tuple[bytes, list[Leaf]]:

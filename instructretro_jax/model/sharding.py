@@ -13,11 +13,8 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
-
 Axes = Sequence[str | None]  # logical names of the axes of an array; None is never split
 
-_UNSPLIT = AbstractMesh((1, 1, 1), MESH_AXES)
 
 # logical name -> mesh axes that split it; parameters first, then activations
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
@@ -52,22 +49,27 @@ class MeshConfig:
   fsdp: int = 1
   tensor: int = 1
 
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Devices along each of MESH_AXES; -1 where all that are left are meant."""
+    return tuple(getattr(self, axis) for axis in MESH_AXES)
 
+
+MESH_AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 ONE_DEVICE = MeshConfig(data=1)
+
+_UNSPLIT = AbstractMesh((1,) * len(MESH_AXES), MESH_AXES)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """The mesh over all devices. Raises ValueError if their number does not fit."""
   devices = list(devices or jax.devices())
-  inner = config.fsdp * config.tensor
-  data = len(devices) // inner if config.data == -1 else config.data
-  if data * inner != len(devices) or not data:
-    raise ValueError(
-      f'a mesh of data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not fit '
-      f'{len(devices)} devices'
-    )
-  shape = (data, config.fsdp, config.tensor)
-  return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
+  inner = math.prod(size for size in config.shape if size != -1)
+  shape = tuple(len(devices) // inner if size == -1 else size for size in config.shape)
+  if math.prod(shape) != len(devices):
+    asked = ' x '.join(f'{axis} {size}' for axis, size in zip(MESH_AXES, config.shape))
+    raise ValueError(f'a mesh of {asked} does not fit {len(devices)} devices')
+  return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices)
 
 
 def local_mesh(config: MeshConfig) -> Mesh:
@@ -75,7 +77,7 @@ def local_mesh(config: MeshConfig) -> Mesh:
 
   Raises ValueError if it has too few.
   """
-  devices, size = jax.local_devices(), config.data * config.fsdp * config.tensor
+  devices, size = jax.local_devices(), math.prod(config.shape)
   return make_mesh(config, devices[:size] if size > 0 else devices)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from pathlib import Path
-import shutil
 
 import numpy as np
 import tensorstore as ts
+
+from instructretro_jax.pipeline.atomic import atomic
 
 _ROWS_PER_FILE = 1 << 16
 _BLOCK_BYTES = 1 << 14  # of a file, read and unpacked at once: neighbours are rows here and there
@@ -24,8 +24,6 @@ def write_shard(folder: Path, name: str, shard: int, array: np.ndarray) -> None:
   path = _shard_path(folder, name, shard)
   if path.exists():
     return
-  partial = path.with_name(path.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
   row_shape = array.shape[1:]
   codecs = [
     {'name': 'bytes', 'configuration': {'endian': 'little'}},
@@ -35,7 +33,6 @@ def write_shard(folder: Path, name: str, shard: int, array: np.ndarray) -> None:
   files = {'chunk_shape': (_ROWS_PER_FILE, *row_shape)}
   spec = {
     'driver': 'zarr3',
-    'kvstore': {'driver': 'file', 'path': str(partial)},
     'metadata': {
       'shape': array.shape,
       'data_type': array.dtype.name,
@@ -43,10 +40,11 @@ def write_shard(folder: Path, name: str, shard: int, array: np.ndarray) -> None:
       'codecs': [{'name': 'sharding_indexed', 'configuration': blocks}],
     },
   }
-  store = ts.open(spec, create=True, delete_existing=True).result()
-  if array.size:
-    store.write(array).result()
-  os.replace(partial, path)
+  with atomic(path) as partial:
+    spec['kvstore'] = {'driver': 'file', 'path': str(partial)}
+    store = ts.open(spec, create=True, delete_existing=True).result()
+    if array.size:
+      store.write(array).result()
 
 
 def _rows_per_block(array: np.ndarray) -> int:

@@ -8,11 +8,12 @@ import difflib
 import hashlib
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 import types
 import typing
 from typing import Any, TypeVar
+
+from instructretro_jax.pipeline.atomic import atomic
 
 T = TypeVar('T')
 
@@ -57,10 +58,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
   """Writes a file that appears whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + '.partial')
-  partial.write_bytes(content)
-  os.replace(partial, path)
+  with atomic(path) as partial:
+    partial.write_bytes(content)
 
 
 def read_manifest(folder: Path) -> Manifest:

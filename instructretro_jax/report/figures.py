@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructretro_jax.evaluate.bootstrap import perplexity_change_with_interval
+from instructretro_jax.report.bootstrap import perplexity_change_with_interval
 
 Row = Mapping[str, Any]
 

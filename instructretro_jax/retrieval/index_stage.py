@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 from pathlib import Path
-import shutil
 from typing import Any
 
 import numpy as np
 
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.array_store import StoredArray
+from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.retrieval.index import ExactIndex, Index, ShardedIndex, search_shards
@@ -54,10 +53,8 @@ class BuildIndex(Stage):
     ranges = list(itertools.pairwise(ends))
     for shard, (low, high) in enumerate(Bar(ranges, desc=self.name, unit='shard')):
       if not (folder / f'{shard:05d}').exists():
-        partial = folder / 'shard.partial'
-        shutil.rmtree(partial, ignore_errors=True)
-        _index_class(kind).build(vectors[low:high]).save(partial)
-        os.replace(partial, folder / f'{shard:05d}')
+        with atomic(folder / f'{shard:05d}') as partial:
+          _index_class(kind).build(vectors[low:high]).save(partial)
     manifest.write_text(folder / _INDEX_FILE, json.dumps({'kind': kind, 'first_ids': ends[:-1]}))
     queries = StoredArray(root / self.embeddings, 'heldout-embeddings')
     measured_on = 'heldout' if len(queries) >= self.recall_queries else 'train'

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from instructretro_jax.pipeline import manifest
-from instructretro_jax.retrieval.embedder import Embedder, EmbedTexts
+from instructretro_jax.retrieval import embedder
+from instructretro_jax.retrieval.embedder import EmbedTexts
 from instructretro_jax.retrieval.index import ShardedIndex
 from instructretro_jax.retrieval.index_stage import open_index
-from instructretro_jax.retrieval.minilm import MiniLm
-from instructretro_jax.retrieval.word_vectors import WordVectors
 from instructretro_jax.text import vocabulary
 from instructretro_jax.text.chunks import ChunkStore
-
-_EMBEDDERS = {kind.__name__: kind for kind in (MiniLm, WordVectors)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +29,14 @@ class Neighbour:
   score: float | None = None
 
 
-class Retriever:
+class Retriever(Protocol):
+  """What finds neighbours for texts while they are written."""
+
+  def find(self, texts: Sequence[str], num_neighbours: int) -> list[list[Neighbour]]:
+    """The neighbours of each text, best first; none of a text of nothing but white space."""
+
+
+class LiveRetriever:
   """Finds the chunks nearest to a chunk of text, each with its continuation.
 
   Neighbours keep the tokens of the database where the model has the same vocabulary; otherwise
@@ -82,28 +86,17 @@ class Retriever:
 
 def open_retriever(
   root: Path, model_vocab: vocabulary.Vocabulary, index: str = 'index'
-) -> Retriever:
+) -> LiveRetriever:
   """The retriever of a run folder, with the stages that its stage `index` was made of.
 
   Raises StageError if one of them is not there.
   """
   embeddings = root / manifest.read_manifest(root / index).plan.arguments['embeddings']
   arguments = manifest.read_manifest(embeddings).plan.arguments
-  return Retriever(
+  return LiveRetriever(
     ChunkStore(root / arguments['chunks'], 'train'),
     vocabulary.load(root / arguments['vocabulary']),
-    _embedder(arguments['embedder']).load(embeddings),
+    embedder.from_manifest(arguments['embedder']).load(embeddings),
     open_index(root / index),
     model_vocab,
   )
-
-
-def _embedder(arguments: dict[str, Any]) -> Embedder:
-  """The embedder that a manifest names, with its arguments."""
-  fields = dict(arguments)
-  kind = fields.pop('class')
-  if kind not in _EMBEDDERS:
-    raise manifest.StageError(
-      f'the embedder {kind} is none of {sorted(_EMBEDDERS)}: make a Retriever with yours'
-    )
-  return _EMBEDDERS[kind](**fields)

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 from pathlib import Path
 import shutil
 from typing import Any
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from instructretro_jax.pipeline import manifest, stage
+from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.text.documents import MAX_DOCUMENT_BYTES, Document, Problems, Source
 
@@ -61,7 +61,7 @@ class Corpus(stage.Stage):
     """
     del root
     problems = self._problems()
-    spool = folder / 'spool.partial'
+    spool = folder / 'spool'
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir(parents=True)
     num_read, first_ranks = self._spool_by_shard(spool, problems)
@@ -206,9 +206,7 @@ def _shard_path(folder: Path, split: str, shard: int) -> Path:
 
 def _write_shard(path: Path, documents: Sequence[Document]) -> None:
   """Writes a file that appears whole or not at all."""
-  partial = path.with_name(path.name + '.partial')
-  with pq.ParquetWriter(partial, _SCHEMA, compression='zstd') as writer:
+  with atomic(path) as partial, pq.ParquetWriter(partial, _SCHEMA, compression='zstd') as writer:
     for start in range(0, len(documents), _BATCH_ROWS):
       rows = [dataclasses.asdict(document) for document in documents[start : start + _BATCH_ROWS]]
       writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
-  os.replace(partial, path)

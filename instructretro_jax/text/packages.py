@@ -16,6 +16,7 @@ import zipfile
 import zlib
 
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.atomic import atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +86,10 @@ def fetch(package: Package, cache: Path | None = None) -> Path:
   target = cache / package.wheel
   if not target.exists():
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
+    with tempfile.TemporaryDirectory(dir=cache) as folder, atomic(target) as partial:
       _download(package, Path(folder), target)
       _verify(package, Path(folder) / package.wheel)
-      os.replace(Path(folder) / package.wheel, target)
+      (Path(folder) / package.wheel).rename(partial)
   _verify(package, target)
   return target
 

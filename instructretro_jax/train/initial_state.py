@@ -32,8 +32,6 @@ class Initializer:
   """Makes the parameters of step 0.
 
   Attributes:
-    given: the stage folder whose last checkpoint is taken over: that of a GPT gives the decoder
-      of a Retro model, that of a Retro model all of it; None: all parameters are drawn.
     cross_attention: how a new cross-attention is set; None: its gate is closed and it stays drawn.
     vocabulary: fingerprint of the vocabulary of this arm.
   """
@@ -42,16 +40,19 @@ class Initializer:
   with_retrieval: bool
   seed: int
   cross_attention: CrossAttentionInit | None
-  given: Path | None
   vocabulary: str
 
-  def params(self, mesh: Mesh) -> Params:
+  def params(self, mesh: Mesh, given_by: Path | None) -> Params:
     """Parameters with one entry a layer, on the mesh.
+
+    Args:
+      given_by: the stage folder whose last checkpoint is taken over: that of a GPT gives the
+        decoder of a Retro model, that of a Retro model all of it; None: all are drawn.
 
     Raises StageError if the given ones do not fit.
     """
     abstract = abstract_params(self.model, self.with_retrieval, mesh)
-    given = self._given(abstract) if self.given is not None else {}
+    given = self._given(given_by, abstract) if given_by is not None else {}
     if given.keys() == traverse_util.flatten_dict(abstract, sep='/').keys():
       return traverse_util.unflatten_dict(given, sep='/')
     params = fresh_params(self.model, self.seed, abstract)
@@ -59,9 +60,9 @@ class Initializer:
       params = init_cross_attention(params, self.cross_attention)
     return fit_from_gpt(traverse_util.unflatten_dict(given, sep='/'), params) if given else params
 
-  def _given(self, abstract: Params) -> dict[str, jax.Array]:
+  def _given(self, given_by: Path, abstract: Params) -> dict[str, jax.Array]:
     """Given parameters by path: all that this arm has, or those of its decoder."""
-    name, checkpoint = self.given.name, Checkpoint(self.given)
+    name, checkpoint = given_by.name, Checkpoint(given_by)
     if wrong := decoder_differences(checkpoint.config.decoder, self.model.decoder):
       raise manifest.StageError(f'{name} is another decoder: {"; ".join(wrong)}')
     if checkpoint.record['vocabulary'] != self.vocabulary:
@@ -83,6 +84,7 @@ def first_or_latest(
   checkpoints: Checkpoints,
   initializer: Initializer,
   step: CompiledStep,
+  given_by: Path | None,
   *,
   scan_layers: bool,
 ) -> TrainState:
@@ -98,7 +100,7 @@ def first_or_latest(
   mesh = jax.tree.leaves(params)[0].sharding.mesh
   stack = functools.partial(stack_layers, config=initializer.model, scan_layers=scan_layers)
   stack = jax.jit(stack, out_shardings=shardings_of(params))
-  return first_state(stack(initializer.params(mesh)), step.optimizer, step.state)
+  return first_state(stack(initializer.params(mesh, given_by)), step.optimizer, step.state)
 
 
 def first_example(given: Path, name: str, data_seed: int) -> int:

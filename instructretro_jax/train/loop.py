@@ -122,8 +122,9 @@ class Train(Stage):
       step = self.compile_step(mesh)
       state = first_or_latest(
         checkpoints,
-        self._initializer(given, fingerprint),
+        self._initializer(fingerprint),
         step,
+        given,
         scan_layers=self.execution.scan_layers,
       )
       done = int(state.step)
@@ -163,13 +164,12 @@ class Train(Stage):
       num_microbatches=self.num_microbatches,
     )
 
-  def _initializer(self, given: Path | None, fingerprint: str) -> Initializer:
+  def _initializer(self, fingerprint: str) -> Initializer:
     return Initializer(
       model=self.model,
       with_retrieval=self.with_retrieval,
       seed=self.seed,
       cross_attention=self.init if self.gate != 0 else None,
-      given=given,
       vocabulary=fingerprint,
     )
 

@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 import time
 
-from clu import metric_writers
 import optax
+import tensorboardX
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.pipeline import manifest
@@ -42,7 +42,7 @@ class TrainLog:
     if is_writer:
       folder.mkdir(parents=True, exist_ok=True)
       self._drop_after(first_step)
-      self._writer = metric_writers.SummaryWriter(str(folder / 'tensorboard'))
+      self._writer = tensorboardX.SummaryWriter(str(folder / 'tensorboard'))
       self._bar = Bar(total=num_steps, initial=first_step, desc=name, unit='step', mininterval=2)
 
   def add(self, step: int, metrics: Mapping[str, Array]) -> None:
@@ -93,7 +93,8 @@ class TrainLog:
     self._clock = now
     with self._path.open('a') as file:
       file.write(json.dumps({'step': step, **values}) + '\n')
-    self._writer.write_scalars(step, values)
+    for name, value in values.items():
+      self._writer.add_scalar(name, value, step)
     self._bar.update(1)
     self._bar.set_postfix(
       loss=f'{values["loss"]:.3f}', tokens_per_s=f'{values["tokens_per_s"]:.0f}', refresh=False

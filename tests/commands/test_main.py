@@ -43,12 +43,3 @@ def test_errors_are_one_line_and_an_exit_code():
   )
   assert done.returncode == 1
   assert 'nowhere.gin' in done.stderr and 'Traceback' not in done.stderr
-
-
-def test_importing_the_package_is_light():
-  code = (
-    'import instructretro_jax.main, instructretro_jax.pipeline.experiment, sys;'
-    "print([m for m in ('tensorflow', 'jax', 'seqio') if m in sys.modules])"
-  )
-  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-  assert done.stdout.strip() == '[]'

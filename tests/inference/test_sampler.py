@@ -10,7 +10,8 @@ import pytest
 from instructretro_jax.inference import sampler as sampler_module
 from instructretro_jax.inference.answer import Request
 from instructretro_jax.inference.decode import without_retrieval
-from instructretro_jax.inference.sampler import Sampler, load_sampler
+from instructretro_jax.inference.loading import load_sampler
+from instructretro_jax.inference.sampler import Sampler
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import MeshConfig
 from instructretro_jax.pipeline.manifest import StageError

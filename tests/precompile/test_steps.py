@@ -66,7 +66,7 @@ def test_the_abstract_state_is_that_of_training(tmp_path):
   mesh = mesh_of(fit)
   abstract = steps.make_step(fit, 'train', mesh).arguments[0]
   with jax.set_mesh(mesh):
-    params = fit._initializer(None, '').params(mesh)
+    params = fit._initializer('').params(mesh, None)
     state = first_state(params, abstract_state(params, fit.optimizer, 4)[1], abstract)
   describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert describe(abstract) == describe(state)

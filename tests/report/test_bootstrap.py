@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from instructretro_jax.evaluate.bootstrap import (
+from instructretro_jax.report.bootstrap import (
   difference_with_interval,
   geometric_mean_with_interval,
   mean_with_interval,
