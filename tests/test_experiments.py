@@ -30,6 +30,9 @@ def test_every_experiment_is_parsed_and_built(path):
   experiment, _ = gin_adapter.configure(Experiment, [str(path)], placeholder='a path')
   arms = [s for s in experiment.stages if isinstance(s, loop.Train)]
   assert arms or any(isinstance(s, zero_shot.ZeroShot) for s in experiment.stages)
+  for member in experiment.stages:
+    # a sentence on a line; a dataclass without a docstring says `Name(fields)`
+    assert re.fullmatch(r'[A-Z][a-z]+,? .{10,95}\.', member.summary()), member.summary()
   if 'paper' in path.parts:
     return  # tests/test_paper.py builds these
   for arm in arms:
