@@ -32,6 +32,9 @@ def test_every_experiment_is_parsed_and_built(path):
   experiment, _ = gin_adapter.configure(Experiment, [str(path)], placeholder='a path')
   arms = [s for s in experiment.stages if isinstance(s, loop.Train)]
   assert arms or any(isinstance(s, zero_shot.ZeroShot) for s in experiment.stages)
+  for member in experiment.stages:
+    # a sentence on a line; a dataclass without a docstring says `Name(fields)`
+    assert re.fullmatch(r'[A-Z][a-z]+,? .{10,95}\.', member.summary()), member.summary()
   for arm in arms:
     init = lambda arm=arm: state.init_params(arm.model, 0, arm.gate != 0)
     assert sum(x.size for x in jax.tree.leaves(jax.eval_shape(init))) > 0

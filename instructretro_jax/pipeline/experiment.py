@@ -75,7 +75,7 @@ def run(
       report = f'{member.name}: up to date'
     else:
       if hosts.is_main:
-        log(f'{member.name}: running')
+        log(f'{member.name}: {member.summary()}')
       stage.run(member, root, hosts)
       report = f'{member.name}: done in {time.monotonic() - began:.0f} s'
     if hosts.is_main:

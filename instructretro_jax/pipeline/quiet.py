@@ -19,7 +19,7 @@ _NATIVE_NOTES = r'^[IW][0-9]{4} |^WARNING: All log messages before absl::Initial
 
 
 def quieten() -> None:
-  """Call it before JAX or TensorFlow is imported; warnings that stay are then one line each."""
+  """For this process; call it before JAX or TensorFlow is imported. A warning is then one line."""
   import absl.logging  # noqa: F401  it makes the logger 'absl', of a class of its own
 
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # errors only: not its notes on the CPU

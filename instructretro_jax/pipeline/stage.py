@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 import shutil
 from typing import Any, ClassVar
@@ -29,6 +30,10 @@ class Stage:
   def reads(self) -> tuple[str, ...]:
     """Names of the stages whose folders `build` reads."""
     return ()
+
+  def summary(self) -> str:
+    """What `build` does, in one sentence for the log: the first line of the docstring."""
+    return (inspect.getdoc(type(self)) or '').partition('\n')[0]
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     """Fills `folder` and returns the counts for its manifest.

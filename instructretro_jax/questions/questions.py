@@ -41,8 +41,9 @@ class QuestionSet(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Questions(stage.Stage):
-  """Writes `train.jsonl` and `heldout.jsonl`, ordered by hash, all sets mixed.
+  """Mixes all sets of questions and splits them into a train and a held-out part, by passage.
 
+  Writes `train.jsonl` and `heldout.jsonl`, ordered by hash.
   The hash of the passage says on which side a question is, so questions on one passage stay
   together, whatever their sets; so do questions whose passages are linked by a third question
   that has both. The same question on the same passages is kept once.

@@ -22,10 +22,10 @@ _MAX_POINTS = 250  # of a loss curve; longer ones are averaged
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report(Stage):
-  """Writes report.json, which holds every number of the page, and index.html.
+  """Gathers what was measured into one page, and prints the figures that matter.
 
-  Prints the figures that matter last. A failed check is reported in words and counted, and stops
-  nothing.
+  Writes report.json, which holds every number of the page, and index.html. The figures are printed
+  last. A failed check is reported in words and counted, and stops nothing.
 
   Attributes:
     arms: training stages whose loss curves are drawn.

@@ -28,7 +28,9 @@ _BATCH_ROWS = 256  # documents in a row group
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus(stage.Stage):
-  """Writes `train-00000.parquet`, ... and `heldout-00000.parquet`, ..., as many shards of each.
+  """Splits the documents of all sources into a train and a held-out part, without duplicates.
+
+  Writes `train-00000.parquet`, ... and `heldout-00000.parquet`, ..., as many shards of each.
 
   What is written depends on the documents and not on the order in which the sources give them:
   the hash of the group says on which side a document is, the hash of the id in which shard and

@@ -106,6 +106,11 @@ class Train(Stage):
     """Whether the arm has an encoder and cross-attention at all."""
     return self.gate != 0 or self.keep_retro
 
+  def summary(self) -> str:
+    way = 'without' if self.gate == 0 else 'with'
+    start = self.init_from or 'new parameters'
+    return f'Trains {way} retrieval for {self.num_steps} steps, from {start}.'
+
   def reads(self) -> tuple[str, ...]:
     return (*self.task.reads(), *([self.init_from] if self.init_from else []))
 

@@ -51,7 +51,7 @@ def test_examples_of_the_command_line_run(tmp_path, monkeypatch):
   assert '22,392 parameters from huggingface' in result.output
   result = invoke(['inspect', str(tmp_path / 'imported' / 'llama')])
   assert result.exit_code == 0, result.output
-  for line in ('embeddings and head *13,056 *58.3%', 'norms *120', '"num_kv_heads": 2'):
+  for line in ('embeddings *13,056 *58.3%', 'norms *120', '"num_kv_heads": 2'):
     assert re.search(line, result.output), line
   result = invoke(here('export'))
   assert result.exit_code == 0, result.output
@@ -76,7 +76,8 @@ def test_the_checkpoint_is_one_of_training_and_a_vocabulary(tmp_path):
   assert made.counts['params_sha256'] == loop.params_sha256(params)
   assert manifest.read_manifest(tmp_path / 'weights').counts == made.counts
   stage.run(ImportVocabulary(source=LLAMA), tmp_path)
-  assert vocabulary.load(tmp_path / 'vocabulary') == vocab
+  other = vocabulary.load(tmp_path / 'vocabulary')
+  assert vocabulary.fingerprint(other) == vocabulary.fingerprint(vocab)
 
 
 @pytest.mark.parametrize('fault', ['missing tensor', 'no tokenizer', 'other tokenizer', 'nothing'])
@@ -126,6 +127,10 @@ def arm(model, gate, kind='random'):
   )
 
 
+def first_params(arm, root, mesh, record):
+  return arm._initializer(record['vocabulary']).params(mesh, root / arm.init_from)
+
+
 def test_at_step_0_a_retro_fit_is_the_backbone(tmp_path):
   stage.run(ImportWeights(source=LLAMA), tmp_path)
   config, backbone, record = load_params(tmp_path / 'backbone')
@@ -136,7 +141,7 @@ def test_at_step_0_a_retro_fit_is_the_backbone(tmp_path):
   neighbours = rng.integers(0, 272, (2, 4, 2, 8)).astype(np.int32)
   inputs = (tokens, np.ones_like(tokens), neighbours, np.ones(neighbours.shape, bool))
   with jax.set_mesh(mesh):
-    fitted = arm(model, 1.0, 'zero_output')._first_params(tmp_path, mesh, record)
+    fitted = first_params(arm(model, 1.0, 'zero_output'), tmp_path, mesh, record)
   apply = lambda gate: jax.jit(
     lambda params: Retro(model).apply({'params': params}, *inputs, gate=gate, method='logits')
   )
@@ -155,4 +160,4 @@ def test_training_refuses_weights_of_another_decoder(tmp_path):
   config, _, record = load_params(tmp_path / 'backbone')
   turned = architectures.with_retrieval(dataclasses.replace(config.decoder, rotary_base=500.0))
   with pytest.raises(StageError, match='rotary_base is 10000.0 there and 500.0 here$'):
-    arm(turned, 0.0)._first_params(tmp_path, make_mesh(MeshConfig()), record)
+    first_params(arm(turned, 0.0), tmp_path, make_mesh(MeshConfig()), record)

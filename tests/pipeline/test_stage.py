@@ -59,6 +59,10 @@ def test_changed_input_is_noticed_and_rebuild_follows(tmp_path):
   said = []
   run_experiment(experiment, tmp_path, log=said.append)
   run_experiment(experiment, tmp_path, log=said.append)
+  assert (
+    said[0] == 'a: Writes its text; counts how often it ran in a log, which no checksum covers.'
+  )
+  assert said[1].startswith('a: done in')
   assert said[-2:] == ['a: up to date', 'b: up to date']
   changed = dataclasses.replace(experiment.stages[0], text='z')
   experiment = Experiment((changed, experiment.stages[1]))
