@@ -22,7 +22,7 @@ test-slow: .venv-slow/installed
 	JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=8 .venv-slow/bin/python -m pytest -m slow -rs $(SLOW)
 
 lint: .venv/installed
-	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyrefly check --summary=none
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -179,10 +179,17 @@ def _canonical(value: Any) -> str:
 def _refuse_other_plan(folder: Path, there: Plan, asked: Plan) -> None:
   if _canonical(dataclasses.asdict(there)) == _canonical(dataclasses.asdict(asked)):
     return
-  lines = [
-    json.dumps(dataclasses.asdict(p), indent=1, sort_keys=True).splitlines() for p in (there, asked)
-  ]
-  diff = difflib.unified_diff(*lines, 'in the folder', 'asked for', lineterm='', n=0)
+  as_lines = lambda plan: json.dumps(
+    dataclasses.asdict(plan), indent=1, sort_keys=True
+  ).splitlines()
+  diff = difflib.unified_diff(
+    in_full(there).splitlines(),
+    in_full(asked).splitlines(),
+    'in the folder',
+    'asked for',
+    lineterm='',
+    n=0,
+  )
   shown = '\n'.join(line for line in diff if not line.startswith('@@'))
   raise StageError(
     f'{folder} was made with another configuration:\n{shown}\n'
