@@ -26,9 +26,9 @@ jax.config.update('jax_disable_most_optimizations', True)
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _COMPILED = tempfile.TemporaryDirectory(prefix='instructretro_tests_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
-  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
 def pytest_collection_modifyitems(items):

@@ -26,9 +26,13 @@ RUN_CONFIG = dataclasses.replace(
 )
 
 
-@pytest.fixture
-def run_with_arm(run_folder):
-  """Root with index, the arm `retro_fit`, and `imported`, a decoder with its own vocabulary."""
+@pytest.fixture(scope='session')
+def built_run_with_arm(tmp_path_factory, built_run_folder):
+  """What `run_with_arm` copies; not to be changed.
+
+  Root with index, the arm `retro_fit`, and `imported`, a decoder with its own vocabulary.
+  """
+  run_folder = shutil.copytree(built_run_folder, tmp_path_factory.mktemp('with_arm') / 'root')
   stage.run(BuildIndex(recall_queries=4), run_folder)
   record = {'vocabulary': vocabulary.fingerprint(vocabulary.load(run_folder / 'vocabulary'))}
   for name, with_retrieval in (('retro_fit', True), ('imported', False)):
@@ -39,3 +43,9 @@ def run_with_arm(run_folder):
   vocabulary_file = run_folder / 'vocabulary' / vocabulary.SENTENCEPIECE_FILE
   shutil.copy(vocabulary_file, run_folder / 'imported')
   return run_folder
+
+
+@pytest.fixture
+def run_with_arm(tmp_path, built_run_with_arm):
+  """A copy of `built_run_with_arm` for each test."""
+  return shutil.copytree(built_run_with_arm, tmp_path / 'root')

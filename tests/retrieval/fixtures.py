@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -124,14 +125,16 @@ def document(seed: int, num_words: int) -> str:
   return ''.join(f'{word} ' for word in words)
 
 
-@pytest.fixture
-def run_folder(tmp_path, bert_folder) -> Path:
-  """Root with vocabulary, chunks and embeddings: 22 train documents in 2 shards, 7 held out.
+@pytest.fixture(scope='session')
+def built_run_folder(tmp_path_factory, bert_folder) -> Path:
+  """What `run_folder` copies; not to be changed.
+
+  Root with vocabulary, chunks and embeddings: 22 train documents in 2 shards, 7 held out.
 
   Lengths vary; some documents end exactly with a chunk, so that the end of document stands alone
   in the next; two documents of different shards are equal, so that near duplicates exist.
   """
-  root = tmp_path / 'root'
+  root = tmp_path_factory.mktemp('built') / 'root'
   train = [document(seed, 5 + 3 * seed) for seed in range(20)] + [document(30, 2 * CHUNK_LEN)]
   train.append(train[4])
   heldout = [document(100 + seed, 4 * seed + 8) for seed in range(7)]
@@ -144,3 +147,9 @@ def run_folder(tmp_path, bert_folder) -> Path:
   ):
     stage.run(s, root)
   return root
+
+
+@pytest.fixture
+def run_folder(tmp_path, built_run_folder) -> Path:
+  """A copy of `built_run_folder` for each test."""
+  return Path(shutil.copytree(built_run_folder, tmp_path / 'root'))
