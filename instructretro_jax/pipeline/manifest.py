@@ -179,9 +179,7 @@ def _canonical(value: Any) -> str:
 def _refuse_other_plan(folder: Path, there: Plan, asked: Plan) -> None:
   if _canonical(dataclasses.asdict(there)) == _canonical(dataclasses.asdict(asked)):
     return
-  as_lines = lambda plan: json.dumps(
-    dataclasses.asdict(plan), indent=1, sort_keys=True
-  ).splitlines()
+  in_full = lambda plan: json.dumps(dataclasses.asdict(plan), indent=1, sort_keys=True)
   diff = difflib.unified_diff(
     in_full(there).splitlines(),
     in_full(asked).splitlines(),
