@@ -13,13 +13,14 @@ from instructretro_jax.commands.inspect import inspect
 from instructretro_jax.commands.precompile import precompile
 from instructretro_jax.commands.run import run
 from instructretro_jax.commands.weights import export, import_weights
-from instructretro_jax.pipeline import quiet
+from instructretro_jax.pipeline import caches, quiet
 
 
 @click.group()
 def main() -> None:
   """InstructRetro: from text to a Retro-fitted, instruction-tuned, evaluated model."""
   quiet.quieten()
+  caches.keep_compiled()
 
 
 for command in (run, inspect, compare, generate, score, demo, import_weights, export, precompile):

@@ -35,6 +35,7 @@ def precompile(context, gin_files, topology, step, arm, batch_size, target, hlo)
   Example: instructretro precompile --gin_file=experiments/paper/retrofit.gin
   --gin_file=gin/paper/retro_48b.gin --topology=v5p:4x8x8 --json=retro_48b.json
   """
+  os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # what was kept says nothing of its memory
   os.environ['JAX_PLATFORMS'] = 'cpu'  # what is here compiles, and is not asked to run
   from rich.console import Console
 

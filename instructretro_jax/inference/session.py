@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +19,6 @@ from instructretro_jax.model.sharding import MeshConfig
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.questions.prompts import format_of
 from instructretro_jax.retrieval.retriever import open_retriever
-from instructretro_jax.text.packages import cache_folder
 
 _FIELDS = {field.name for field in dataclasses.fields(Request)} - {'prompt'}
 
@@ -30,16 +28,12 @@ def open_sampler(
 ) -> tuple[Sampler, float]:
   """The sampler of a checkpoint, and the gate: as given, else open if there is an index.
 
-  What is compiled is kept between calls, in the cache of this package unless JAX has one.
-
   Args:
     tensor: devices of this machine that share each parameter.
 
   Raises StageError as `load_sampler` and `open_retriever` do, or if there is no encoder for an
   open gate.
   """
-  if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
   retriever = None if index is None else open_retriever(index, find_vocabulary(folder))
   if gate is None:
     gate = 0.0 if retriever is None else 1.0

