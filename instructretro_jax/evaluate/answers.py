@@ -10,6 +10,8 @@ import string
 
 from rouge_score import rouge_scorer
 
+from instructretro_jax.questions.styles import ROUGE
+
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
 _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
 _SPACES = str.maketrans(dict.fromkeys(string.punctuation, ' '))
@@ -66,13 +68,6 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
   'rouge2': functools.partial(rouge, 'rouge2'),
   'rougeL': functools.partial(rouge, 'rougeL'),
 }
-ROUGE = ('rouge1', 'rouge2', 'rougeL')
-_SHORT = ('exact_match', 'f1', 'f1_first', 'exact_match_trivia', 'f1_trivia')
-
-
-def metrics_of(style: str) -> tuple[str, ...]:
-  """The metrics by which answers of a style (prompts.STYLES) are judged."""
-  return ROUGE if style == 'summary' else _SHORT
 
 
 def holds_answer(passages: Sequence[str], references: Sequence[str]) -> float:

@@ -20,7 +20,6 @@ from instructretro_jax.questions.passage_windows import token_windows, windows_o
 from instructretro_jax.questions.prompts import Prompter
 from instructretro_jax.questions.questions import Question
 
-_LONG_STYLES = ('full', 'summary', 'given')  # whose answers may have several lines
 _LEAD = re.compile(r'^[\s:,;.*"-]+')
 
 
@@ -218,7 +217,7 @@ def answer_of(text: str, question: Question) -> str:
 
   A model may go on behind 'The answer is' with a colon and an empty line.
   """
-  if question.style in _LONG_STYLES:
+  if question.how.is_long:
     return text.strip()
   lines = [_LEAD.sub('', line).strip() for line in text.split('\n')]
   return next((line for line in lines if line), '')
@@ -228,4 +227,4 @@ def options_of(question: Question) -> tuple[str, ...]:
   """What a question is decided between by likelihood; none if it is not of that kind."""
   if question.options:
     return tuple(chr(65 + n) for n in range(len(question.options)))
-  return ('yes', 'no') if question.style == 'boolean' else ()
+  return question.how.choices

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instructretro_jax.evaluate.answers import ROUGE
+from instructretro_jax.questions.styles import ROUGE
 from instructretro_jax.report.bootstrap import (
   difference_with_interval,
   geometric_mean_with_interval,

@@ -9,7 +9,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from instructretro_jax.evaluate.answers import METRICS, metrics_of
+from instructretro_jax.evaluate.answers import METRICS
 from instructretro_jax.evaluate.readers import answer_of
 from instructretro_jax.examples.seqio_tasks import SeqioVocabulary
 from instructretro_jax.questions.prompts import Prompter
@@ -38,7 +38,7 @@ def register(
   Raises ValueError if the name is taken, a question does not fit, or their styles are not judged by
   the same metrics.
   """
-  metrics = {metrics_of(question.style) for question in questions}
+  metrics = {question.how.metrics for question in questions}
   if len(metrics) != 1:
     raise ValueError(f'{name}: questions of one kind of answer make a task, not {len(metrics)}')
   prompter = Prompter(vocab)
@@ -66,7 +66,7 @@ def register(
 
   def judge(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
     mean = lambda score: 100 * float(np.mean(list(map(score, predictions, targets))))
-    return {metric: mean(METRICS[metric]) for metric in metrics_of(questions[0].style)}
+    return {metric: mean(METRICS[metric]) for metric in questions[0].how.metrics}
 
   theirs = SeqioVocabulary(vocab)
   feature = lambda: seqio.Feature(theirs, add_eos=False)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instructretro_jax.evaluate.answers import METRICS, holds_answer, metrics_of
+from instructretro_jax.evaluate.answers import METRICS, holds_answer
 from instructretro_jax.evaluate.readers import (
   CheckpointReader,
   HuggingFaceReader,
@@ -159,13 +159,13 @@ class ZeroShot(Stage):
     for query, written in zip(queries, reader.answers(queries)):
       question = query.question
       answer = answer_of(written, question)
-      scores = {m: METRICS[m](answer, question.answers) for m in metrics_of(question.style)}
+      scores = {m: METRICS[m](answer, question.answers) for m in question.how.metrics}
       record = {'id': question.id, 'task': question.task, 'answer': answer, 'written': written}
       if log_probs := choices.get(question.id):
         chosen = max(zip(log_probs, options_of(question)))[1]
         scores[CHOICE] = float(chosen in question.answers)
         record |= {'chosen': chosen, 'log_probs': [round(x, 4) for x in log_probs]}
-      elif query.passages and question.style != 'summary':
+      elif query.passages and question.how.is_extractive:
         scores[CEILING] = holds_answer(query.passages, question.answers)
       rounded = {name: round(value, 6) for name, value in scores.items()}
       yield {**record, 'references': question.answers, 'scores': rounded}

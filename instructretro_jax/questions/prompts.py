@@ -10,24 +10,6 @@ from instructretro_jax.questions.questions import Question
 from instructretro_jax.text.vocabulary import Vocabulary
 
 
-@dataclasses.dataclass(frozen=True)
-class Style:
-  """How an answer is asked for, and how it begins (Wang et al. 2023, tables 9 and 10)."""
-
-  instruction: str = ''
-  prefill: str = ''
-
-
-STYLES = {
-  'given': Style(),  # dialogues, whose turns say themselves what is wanted
-  'span': Style('Answer the question with a short phrase.', 'The answer is'),
-  'boolean': Style('Answer the question with yes or no.', 'The answer is'),
-  'option': Style('Answer the question with the letter of one option.', 'The answer is'),
-  'full': Style('Answer the question in full sentences.'),
-  'summary': Style('Summarize the text.'),
-}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatFormat:
   """What stands around the parts of a dialogue.
@@ -120,7 +102,7 @@ class Prompter:
     if question.options:
       letters = [f'({chr(65 + n)}) {text}' for n, text in enumerate(question.options)]
       asked = '\n'.join([asked, *letters])
-    instruction = STYLES[question.style].instruction
+    instruction = question.how.instruction
     return [*question.history, f'{instruction} {asked}' if instruction else asked]
 
   def prompt(
@@ -137,11 +119,11 @@ class Prompter:
     Raises ValueError if the question alone does not fit.
     """
     passages = question.passages if passages is None else passages
-    turns, num_turns, prefill = self.turns(question), 0, STYLES[question.style].prefill
+    turns, num_turns, prefill = self.turns(question), 0, question.how.prefill
     while True:
       head, middle, tail = self.format.parts(turns[num_turns:], passages, question.system)
       if prefill:
-        tail += self.format.answer[0] + f'{prefill} {self.format.quote}'.rstrip()
+        tail += self.format.answer[0] + f'{prefill} {self._quote(question)}'.rstrip()
       head, middle, tail = map(self.vocab.encode, (head, middle, tail))
       room = max_len - len(head) - len(tail)
       if room >= 0:
@@ -161,22 +143,28 @@ class Prompter:
 
   def answer(self, question: Question, answer: str, with_end: bool = True) -> list[int]:
     """The tokens of an answer, as they follow the prompt, and of its end."""
-    before, after = self.format.answer[0], ''
-    if STYLES[question.style].prefill:
-      before, after = ('', self.format.quote) if self.format.quote else (' ', '')
+    quote = self._quote(question)
+    if not question.how.prefill:
+      before = self.format.answer[0]
+    else:
+      before = '' if quote else ' '
     text = before + answer.strip()
-    return [*self.vocab.encode(text + after), *self.end] if with_end else self.vocab.encode(text)
+    return [*self.vocab.encode(text + quote), *self.end] if with_end else self.vocab.encode(text)
 
   def stops(self, question: Question) -> tuple[str, ...]:
     """The texts behind which nothing belongs to the answer."""
-    is_quoted = STYLES[question.style].prefill and self.format.quote
-    return (*self.format.stop, self.format.quote) if is_quoted else self.format.stop
+    quote = self._quote(question)
+    return (*self.format.stop, quote) if quote else self.format.stop
 
   @property
   def end(self) -> list[int]:
     """The tokens that end an answer."""
     end = self.format.end
     return [self.vocab.eos_id] if end is None else list(self.vocab.encode(end))
+
+  def _quote(self, question: Question) -> str:
+    """The quotation mark around an answer, which a prompt that begins the answer ends with."""
+    return self.format.quote if question.how.prefill else ''
 
 
 def _wrap(around: tuple[str, str], text: str) -> str:

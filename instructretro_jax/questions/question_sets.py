@@ -8,8 +8,8 @@ import json
 import re
 from typing import Any
 
-from instructretro_jax.questions.prompts import STYLES
 from instructretro_jax.questions.questions import Question
+from instructretro_jax.questions.styles import STYLES
 from instructretro_jax.text import packages, sources
 from instructretro_jax.text.documents import Problems
 

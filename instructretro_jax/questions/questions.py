@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from instructretro_jax.pipeline import manifest, stage
+from instructretro_jax.questions.styles import STYLES, Style
 from instructretro_jax.text.documents import Problems
 
 SPLITS = ('train', 'heldout')
@@ -25,10 +26,19 @@ class Question:
   passages: tuple[str, ...]
   answers: tuple[str, ...]
   task: str  # what the counts of a question set are kept by
-  style: str = 'span'  # how the answer is asked for: a key of prompts.STYLES
+  style: str = 'span'  # a key of styles.STYLES
   history: tuple[str, ...] = ()  # turns before, of user and assistant, the user's first
   system: str | None = None  # sentence before the dialogue; None: that of the format
   options: tuple[str, ...] = ()  # of which the answer is the letter
+
+  def __post_init__(self):
+    if self.style not in STYLES:
+      raise ValueError(f'{self.id}: the style {self.style!r} is none of {sorted(STYLES)}')
+
+  @property
+  def how(self) -> Style:
+    """What follows from its style."""
+    return STYLES[self.style]
 
 
 class QuestionSet(Protocol):

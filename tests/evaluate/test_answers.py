@@ -12,10 +12,10 @@ from instructretro_jax.evaluate.answers import (
   f1,
   f1_first,
   holds_answer,
-  metrics_of,
   normalize,
   normalize_trivia,
 )
+from instructretro_jax.questions.styles import STYLES
 
 GOLDEN = json.loads((Path(__file__).parents[1] / 'golden' / 'answers.json').read_text())
 
@@ -68,8 +68,9 @@ def test_f1_of_the_first_reference_parts_words_at_punctuation():
 
 
 def test_summaries_are_judged_by_rouge_and_short_answers_are_not():
-  assert metrics_of('summary') == ('rouge1', 'rouge2', 'rougeL')
-  assert 'f1' in metrics_of('span') and 'rouge1' not in metrics_of('full')
+  assert STYLES['summary'].metrics == ('rouge1', 'rouge2', 'rougeL')
+  assert 'f1' in STYLES['span'].metrics and 'rouge1' not in STYLES['full'].metrics
+  assert {m for s in STYLES.values() for m in s.metrics} == METRICS.keys()
 
 
 def test_an_answer_is_there_as_whole_words():
