@@ -49,7 +49,10 @@ class DecodingLoop:
     ) -> Rows:
       cache, logits_BV = model.apply(
         {'params': params},
-        *(tokens_BP, lengths_B, neighbours_BNKR, mask_BNKR),
+        tokens_BP,
+        lengths_B,
+        neighbours_BNKR,
+        mask_BNKR,
         max_len=max_len,
         gate=0 if gate is None else gate,
         method=prefill,
@@ -69,7 +72,8 @@ class DecodingLoop:
         n, rows, tokens_BT = carry
         cache, logits_BV = model.apply(
           {'params': params},
-          *(rows.cache, rows.token_B),
+          rows.cache,
+          rows.token_B,
           gate=0 if gate is None else gate,
           method=step,
         )
@@ -111,7 +115,12 @@ class DecodingLoop:
     params, gate = self._used(params, gate)
     return self._begin(
       params,
-      *(tokens_BP, lengths_B, neighbours_BNKR, mask_BNKR, gate, sampling),
+      tokens_BP,
+      lengths_B,
+      neighbours_BNKR,
+      mask_BNKR,
+      gate,
+      sampling,
       max_len=P + -(-max_new // C) * C,  # whole chunks: fewer sizes to compile
     )
 

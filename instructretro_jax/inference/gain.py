@@ -113,7 +113,10 @@ def _scorer(model: Retro, num_last: int) -> Any:
   ) -> Array:
     logits_BTV = model.apply(
       {'params': params},
-      *(tokens_BL, None, neighbours_BNKR, mask_BNKR),
+      tokens_BL,
+      None,
+      neighbours_BNKR,
+      mask_BNKR,
       gate=0 if gate is None else gate,
       lengths_B=lengths_B,
       method=last_logits,

@@ -101,7 +101,10 @@ def _scorer(model: Retro) -> Any:
   ) -> Array:
     logits_BLV = model.apply(
       {'params': params},
-      *(tokens_BL, segments_BL, neighbours_BNKR, mask_BNKR),
+      tokens_BL,
+      segments_BL,
+      neighbours_BNKR,
+      mask_BNKR,
       gate=0 if gate is None else gate,
       method='logits',
     )

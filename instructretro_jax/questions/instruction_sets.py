@@ -54,7 +54,11 @@ class Dialogues:
         *history, question, answer = turns
         yield Question(
           f'{self.task}:{row_id}',
-          *(question, tuple(passages), (answer,), self.task, 'given'),
+          question,
+          tuple(passages),
+          (answer,),
+          self.task,
+          'given',
           history=tuple(history),
           system=system,
         )
@@ -137,7 +141,11 @@ class QaFiles:
           continue
         yield Question(
           f'{self.task}:{row_id}',
-          *(question, passages[: self.max_passages], answers, self.task, style),
+          question,
+          passages[: self.max_passages],
+          answers,
+          self.task,
+          style,
           history=tuple(history),
           options=tuple(options),
         )
@@ -176,8 +184,11 @@ class TfdsQuestions:
         (question, *_), *passages = texts
         yield Question(
           f'{self.task}:{place}',
-          *(question, passages[0] if passages else (), tuple(dict.fromkeys(answers))),
-          *(self.task, self.style),
+          question,
+          passages[0] if passages else (),
+          tuple(dict.fromkeys(answers)),
+          self.task,
+          self.style,
         )
 
 
