@@ -58,9 +58,11 @@ class Perplexity(Stage):
   seed: int = 0
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     return (*self.task.reads(), *self.arms)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes perplexities by arm, neighbours and kind of token."""
     vocab = vocabulary.load(root / self.task.vocabulary)
     database = ChunkStore(root / self.task.chunks, 'train')
     source = self.task.sequences(root, 'heldout')

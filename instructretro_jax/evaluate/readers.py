@@ -73,6 +73,7 @@ class CheckpointReader:
     self._limits, self._prompter = limits, Prompter(self._sampler.vocab)
 
   def answers(self, queries: Sequence[Query]) -> list[str]:
+    """The text that is written for each query."""
     requests = [
       Request(
         prompt=tuple(_prompt(self._prompter, query, self._limits)),
@@ -86,6 +87,7 @@ class CheckpointReader:
     return [answer.text for answer in self._sampler.generate(requests, show_progress=True)]
 
   def choices(self, queries: Sequence[Query]) -> list[list[float]]:
+    """Log-probabilities (nats) of the options of each query."""
     sampler = self._sampler
     C, run = sampler.config.chunk_len, compile_likelihood(sampler.model)
     prompts = [_prompt(self._prompter, query, self._limits) for query in queries]
@@ -156,6 +158,7 @@ class HuggingFaceReader:
     self._prompter = Prompter(self._vocab)
 
   def answers(self, queries: Sequence[Query]) -> list[str]:
+    """The text that is written for each query."""
     found = []
     for query in Bar(queries, desc='transformers'):
       with self._torch.inference_mode():
@@ -176,6 +179,7 @@ class HuggingFaceReader:
     return found
 
   def choices(self, queries: Sequence[Query]) -> list[list[float]]:
+    """Log-probabilities (nats) of the options of each query."""
     return [
       [self._log_prob(query, text) for text in options_of(query.question)]
       for query in Bar(queries, desc='transformers')

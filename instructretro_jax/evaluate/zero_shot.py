@@ -77,10 +77,12 @@ class ZeroShot(Stage):
       raise ValueError(f'baseline={self.baseline!r} is none of {(*self.arms, *self.hugging_face)}')
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     passages = [self.passages] if self.passages else []
     return (self.questions, self.vocabulary, *passages, *self.arms)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes what every system answers to every question, and the scores."""
     questions = self._first_of_each_task(root)
     passages = self._passages_of(root, questions)
     records = {}

@@ -42,9 +42,11 @@ class Cache(Stage):
   beam_options: tuple[str, ...] = ('--runner=DirectRunner',)
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     return self.task.reads()
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes the shards by Apache Beam."""
     if not 0 < self.num_shards <= self.num_examples:
       raise manifest.StageError(
         f'{self.name}: {self.num_examples} examples do not fill {self.num_shards} shards'

@@ -106,6 +106,7 @@ class CachedExamples:
     return positions
 
   def examples(self, ids_B: np.ndarray) -> dict[str, np.ndarray]:
+    """The examples at these positions, parsed from their records."""
     parsed = tf.io.parse_example([self._record(n) for n in ids_B], self._features)
     return {name: array.numpy().astype(self._dtypes[name]) for name, array in parsed.items()}
 

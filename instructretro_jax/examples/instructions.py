@@ -117,11 +117,13 @@ class Instructions:
     }
 
   def ids(self, seed: int, positions: np.ndarray) -> np.ndarray:
+    """Rows at these positions of an endless stream."""
     if self._mixture is not None:
       return self._mixture.ids(seed, positions)
     return example_ids(seed, len(self._rows), positions)
 
   def examples(self, ids_B: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of these rows; see the class."""
     shape = (len(ids_B), self._seq_len)
     batch = {name: np.full(shape, self._pad_id, np.int32) for name in ('tokens', 'targets')}
     batch['loss_mask'] = np.zeros(shape, np.float32)

@@ -82,12 +82,15 @@ class SeqioData(Task):
   kind: ClassVar[str] = 'train'
 
   def reads(self) -> tuple[str, ...]:
+    """The vocabulary alone: seqio finds the data."""
     return (self.vocabulary,)
 
   def gives_neighbours(self, is_open: bool) -> bool:
+    """Whether its examples have them."""
     return self.with_neighbours
 
   def counts(self, source: ExampleSource) -> dict[str, Any]:
+    """The name of the task: it may have no end."""
     return {'seqio': self.mixture_or_task}  # it may have no end
 
   def source(self, root: Path, split: str, chunk_len: int | None = None) -> ExampleSource:

@@ -31,7 +31,8 @@ class ExampleSource(Protocol):
 class NeighbourIds(Protocol):
   """The neighbour table: ids of the chunks nearest to a chunk."""
 
-  def ids(self, chunks: np.ndarray, k: int) -> np.ndarray: ...
+  def ids(self, chunks: np.ndarray, k: int) -> np.ndarray:
+    """Ids [..., k] of the nearest chunks, -1 where there are fewer."""
 
 
 def example_ids(seed: int, num_examples: int, positions: np.ndarray, stream: int = 0) -> np.ndarray:
@@ -89,9 +90,11 @@ class Sequences:
     return -(-len(self._store) // self._chunks_per_sequence)
 
   def ids(self, seed: int, positions: np.ndarray) -> np.ndarray:
+    """Sequences at these positions of an endless stream."""
     return example_ids(seed, len(self), positions)
 
   def examples(self, ids_B: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of these sequences; see the class."""
     store, N, C = self._store, self._chunks_per_sequence, self._store.chunk_len
     # one chunk more than the sequence has: its first token is the last target
     chunk_ids = np.asarray(ids_B)[:, None] * N + np.arange(N + 1)

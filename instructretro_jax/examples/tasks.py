@@ -97,11 +97,13 @@ class LanguageModel(Task):
   kind: ClassVar[str] = 'train'
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     if self.cache:
       return (self.cache, self.vocabulary)
     return (self.chunks, self.vocabulary, *([self.neighbours] if self.neighbours else []))
 
   def gives_neighbours(self, is_open: bool) -> bool:
+    """Whether a neighbour table is named."""
     return self.neighbours is not None
 
   def source(self, root: Path, split: str, chunk_len: int | None = None) -> ExampleSource:
@@ -161,17 +163,21 @@ class InstructionTuning(Task):
       Mixture([1] * len(self.rates), [rate for _, rate in self.rates])
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     stages = (self.questions, self.vocabulary)
     return stages if self.neighbours is None else (*stages, self.neighbours)
 
   def gives_neighbours(self, is_open: bool) -> bool:
+    """Only where they are read."""
     return is_open
 
   @property
   def rows_hold_strangers(self) -> bool:
+    """Of packed rows, the dialogues are."""
     return self.is_packed
 
   def source(self, root: Path, split: str, chunk_len: int | None = None) -> Instructions:
+    """The dialogues of one split."""
     vocab, neighbours = vocabulary.load(root / self.vocabulary), None
     if chunk_len is not None:
       retrieved = read_passages(root / self.neighbours, split) if self.neighbours else None
@@ -186,11 +192,14 @@ class InstructionTuning(Task):
     )
 
   def longest(self, source: Instructions) -> int:
+    """Tokens of the longest dialogue."""
     return source.longest
 
   def counts(self, source: Instructions) -> dict[str, Any]:
+    """Also what became of the questions."""
     return super().counts(source) | {'instructions': source.counts}
 
   def example_specs(self, chunk_len: int, is_open: bool) -> Mapping[str, ArraySpec]:
+    """Also the positions inside of dialogues."""
     specs = super().example_specs(chunk_len, is_open)
     return {**specs, 'positions': ((self.seq_len,), np.int32)}

@@ -36,6 +36,7 @@ class Score:
   neighbours: tuple[tuple[Neighbour, ...], ...]
 
   def to_json(self) -> dict[str, Any]:
+    """The fields as JSON has them; neighbours without their tokens."""
     fields = dataclasses.asdict(self)
     fields['neighbours'] = [
       [{k: v for k, v in neighbour.items() if k != 'tokens'} for neighbour in chunk]

@@ -42,6 +42,7 @@ class ImportVocabulary(Stage):
   eos_token: str | None = None
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes the vocabulary of the source."""
     kind, path = locate(self.source)
     _take_vocabulary(folder, kind, path, self.tokenizer, self.eos_token)
     return {'vocab_size': vocabulary.load(folder).vocab_size}
@@ -68,6 +69,7 @@ class ImportWeights(Stage):
   on_all_hosts: ClassVar[bool] = True
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes the checkpoint and the vocabulary of the source."""
     hosts = Hosts.here()
     kind, path = locate(self.source)
     found, params = _open_weights(kind, path, self.model)

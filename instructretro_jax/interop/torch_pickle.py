@@ -66,6 +66,7 @@ class TorchTensor:
 
   @property
   def dtype(self) -> np.dtype:
+    """The numpy type of its values."""
     return self.storage.dtype
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:

@@ -56,10 +56,12 @@ class DecoderConfig:
 
   @property
   def kv_heads(self) -> int:
+    """G: key/value heads, H unless fewer are given."""
     return self.num_kv_heads or self.num_heads
 
   @property
   def head_width(self) -> int:
+    """A: D / H unless given."""
     return self.width_per_head or self.width // self.num_heads
 
 

@@ -25,6 +25,7 @@ class Flops:
 
   @property
   def total(self) -> float:
+    """All of them together."""
     return self.decoder + self.encoder + self.cross_attention + self.head
 
 

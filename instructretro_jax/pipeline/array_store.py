@@ -77,10 +77,12 @@ class StoredArray:
 
   @property
   def shape(self) -> tuple[int, ...]:
+    """Rows of all shards, then the shape of a row."""
     return tuple(int(n) for n in self._store.shape)
 
   @property
   def dtype(self) -> np.dtype:
+    """The numpy type of its values."""
     return np.dtype(self._store.dtype.numpy_dtype)
 
   def shard_range(self, shard: int) -> tuple[int, int]:

@@ -36,6 +36,7 @@ class Hosts:
 
   @property
   def is_main(self) -> bool:
+    """Whether this is process 0, which writes what is shared."""
     return self.index == 0
 
   def on_main(self, function: Callable[[], T]) -> T:

@@ -32,6 +32,7 @@ class Bar(tqdm.tqdm):
     super().__init__(iterable, file=file, **kwargs)
 
   def display(self, msg: str | None = None, pos: int | None = None) -> None:
+    """Redraws the line, or prints another."""
     if self._is_log and msg is None:
       if self.n == self._shown:
         return

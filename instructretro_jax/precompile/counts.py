@@ -60,6 +60,7 @@ class Counts:
 
   @property
   def flops(self) -> float:
+    """All floating-point operations of a device."""
     return self.matmul_flops + self.kernel_flops
 
 

@@ -28,6 +28,7 @@ class Array:
 
   @property
   def num_bytes(self) -> int:
+    """Bytes of the array as it is laid out."""
     bits = _BITS.match(self.dtype)
     return math.prod(self.sizes) * (max(8, int(bits.group(1))) // 8 if bits else 1)
 
@@ -45,10 +46,12 @@ class Instruction:
 
   @functools.cached_property
   def operands(self) -> tuple[str, ...]:
+    """Names of the instructions that it reads."""
     return tuple(re.findall(r'%([^\s,()]+)', self.inside))
 
   @functools.cached_property
   def arrays(self) -> tuple[Array, ...]:
+    """The arrays that it gives."""
     return arrays_of(self.shape)
 
   def attribute(self, name: str) -> str | None:

@@ -97,10 +97,12 @@ class Topology:
 
   @property
   def chip(self) -> Chip:
+    """What one of its chips can do."""
     return CHIPS[self.kind]
 
   @property
   def num_chips(self) -> int:
+    """Chips of the whole slice."""
     return math.prod(self.grid)
 
   def __str__(self) -> str:

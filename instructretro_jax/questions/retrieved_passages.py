@@ -40,9 +40,11 @@ class FindPassages(Stage):
   splits: tuple[str, ...] = SPLITS
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     return (self.questions, self.index, self.vocabulary)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes the passages of every split."""
     retriever = open_retriever(root, vocabulary.load(root / self.vocabulary), self.index)
     counts = {}
     for split in self.splits:

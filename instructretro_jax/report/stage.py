@@ -42,10 +42,12 @@ class Report(Stage):
   retro: str = 'retro_fit'
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     results = [name for name in (self.perplexity, self.questions) if name]
     return (*self.arms, *results, *self.statistics)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes the page, and prints the tables that matter."""
     rows = _read(root, self.perplexity, 'results.json')
     found = checks(rows, self.baseline, self.retro) if rows else []
     changes = perplexity_changes(_read(root, self.perplexity, 'sequences.json'), self.baseline)

@@ -29,6 +29,8 @@ class Embedder(Protocol):
 
 
 class EmbedTexts(Protocol):
+  """A function that embeds texts."""
+
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
     """Vectors [len(texts), S] float32 of length 1, or 0 where a text has nothing to go by."""
 

@@ -33,9 +33,11 @@ class Embeddings(Stage):
   embedder: Embedder
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     return (self.chunks, self.vocabulary)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes the vectors of both splits, shard by shard."""
     vocab = vocabulary.load(root / self.vocabulary)
     stores = {split: ChunkStore(root / self.chunks, split) for split in SPLITS}
     database = stores['train']

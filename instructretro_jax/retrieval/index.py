@@ -46,9 +46,11 @@ class ExactIndex:
 
   @classmethod
   def build(cls, vectors_MS: np.ndarray) -> ExactIndex:
+    """Keeps the vectors as they are."""
     return cls(np.ascontiguousarray(vectors_MS, np.float32))
 
   def search(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """As Index.search; every inner product is formed."""
     queries_QS = np.ascontiguousarray(queries_QS, np.float32)
     M, Q = len(self._vectors_MS), len(queries_QS)
     ids_QK, scores_QK = np.full((Q, k), -1, np.int64), np.full((Q, k), -np.inf, np.float32)
@@ -77,11 +79,13 @@ class ExactIndex:
     return best_of(rows, ids, scores, len(queries_QS), k)
 
   def save(self, folder: Path) -> None:
+    """Writes the vectors to a new folder."""
     folder.mkdir(parents=True)
     np.save(folder / _VECTORS_FILE, self._vectors_MS)
 
   @classmethod
   def load(cls, folder: Path) -> ExactIndex:
+    """The index that `save` wrote."""
     return cls(np.load(folder / _VECTORS_FILE, mmap_mode='r'))
 
 
@@ -123,4 +127,5 @@ class ShardedIndex:
     self._shards = shards
 
   def search(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """As Index.search, over all shards."""
     return search_shards(self._shards, queries_QS, k)

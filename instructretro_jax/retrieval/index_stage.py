@@ -42,9 +42,11 @@ class BuildIndex(Stage):
       raise ValueError(f'{self}: shards and recall_queries are 1 or more')
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     return (self.embeddings,)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes the shards of the index, and measures their recall."""
     vectors = StoredArray(root / self.embeddings, 'train-embeddings')
     if len(vectors) < self.shards:
       raise manifest.StageError(f'{len(vectors)} chunks cannot fill shards={self.shards}')

@@ -156,6 +156,7 @@ class MiniLm:
     """Nothing: it needs no statistics of the database."""
 
   def load(self, folder: Path) -> EmbedTexts:
+    """The function that embeds, with the weights of the checkpoint."""
     checkpoint = read_checkpoint(self.path)
     positions = checkpoint.config['max_position_embeddings']
     if not 2 < self.max_tokens <= positions:

@@ -28,6 +28,7 @@ class NeighbourTable:
 
   @property
   def num_saved(self) -> int:
+    """Neighbours that are stored for each chunk."""
     return self._ids.shape[1]
 
   def ids(self, chunks: np.ndarray, k: int) -> np.ndarray:

@@ -44,9 +44,11 @@ class FindNeighbours(Stage):
       raise ValueError(f'num_saved={self.num_saved} is not 1 to num_searched={self.num_searched}')
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     return (self.chunks, self.embeddings, self.index)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes the table of both splits, shard by shard."""
     index = open_index(root / self.index)
     database = ChunkStore(root / self.chunks, 'train')
     owner_M = database.group if self.drop_own == 'group' else database.document

@@ -92,9 +92,11 @@ class ScannIndex:
     return best_of(rows, found[rows, columns], scores[rows, columns], len(queries_QS), k)
 
   def save(self, folder: Path) -> None:
+    """Writes the searcher's files to a new folder."""
     folder.mkdir(parents=True)
     self._searcher.serialize(str(folder), relative_path=True)  # so that it may be moved
 
   @classmethod
   def load(cls, folder: Path) -> ScannIndex:
+    """The index that `save` wrote."""
     return cls(scann.scann_ops_pybind.load_searcher(str(folder)))

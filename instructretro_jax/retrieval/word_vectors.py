@@ -61,6 +61,7 @@ class WordVectors:
     manifest.write_bytes(folder / IDF_FILE, content.getvalue())
 
   def load(self, folder: Path) -> EmbedTexts:
+    """The function that embeds, with the idf of the database."""
     checkpoint = read_checkpoint(self.path)
     table_VS = np.asarray(checkpoint.tensors['embeddings.word_embeddings.weight'], np.float32)
     idf_V = np.load(folder / IDF_FILE)

@@ -48,9 +48,11 @@ class Chunks(Stage):
   chunk_len: int = 64  # C, tokens
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     return (self.corpus, self.vocabulary)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Writes the chunks of both splits, shard by shard."""
     vocab = vocabulary.load(root / self.vocabulary)
     shards = range(corpus.num_shards(root / self.corpus))
     work = [(split, shard) for split in SPLITS for shard in shards]
@@ -119,10 +121,12 @@ class ChunkStore:
 
   @property
   def chunk_len(self) -> int:
+    """C, tokens."""
     return self.tokens.shape[1]
 
   @property
   def num_shards(self) -> int:
+    """Shards that the split is stored in."""
     return len(self.tokens.shard_lens)
 
   def shard_range(self, shard: int) -> tuple[int, int]:
@@ -148,6 +152,7 @@ class ChunkStore:
 
   @property
   def num_documents(self) -> int:
+    """Documents of the split."""
     return sum(len(table) for table in self._tables)
 
   def provenance(self, document: int) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class Document:
 class Source(Protocol):
   """Where documents come from; a frozen dataclass of plain values."""
 
-  def read(self, problems: Problems) -> Iterator[Document]: ...
+  def read(self, problems: Problems) -> Iterator[Document]:
+    """Yields documents; reports what cannot become one."""
 
 
 class Problems:
@@ -86,4 +87,5 @@ class Problems:
     self.report('too_long', place, f'{found}, more than the {self.max_document_bytes} allowed')
 
   def to_json(self) -> dict[str, Any]:
+    """Counts by kind, and the first places of each."""
     return {'counts': dict(sorted(self._counts.items())), 'examples': list(self._examples)}

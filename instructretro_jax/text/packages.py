@@ -30,6 +30,7 @@ class Package:
 
   @property
   def wheel(self) -> str:
+    """The file's name on the index."""
     return f'{self.name.replace("-", "_")}-{self.version}-py3-none-any.whl'
 
 

@@ -93,6 +93,7 @@ class SentencePieceVocabulary(Vocabulary):
     return self._tokenizer.unk_id()
 
   def encode(self, text: str) -> list[int]:
+    """The tokens of a text, without an end token."""
     parts = text.split(_META_SYMBOL)
     ids = list(self._tokenizer.EncodeAsIds(parts[0]))
     for part in parts[1:]:
@@ -104,6 +105,7 @@ class SentencePieceVocabulary(Vocabulary):
     return self._tokenizer.DecodeIds(ids)
 
   def token_bytes(self) -> np.ndarray:
+    """Exact: by pieces."""
     sizes = np.zeros(self.vocab_size, np.int32)
     for i in range(self.vocab_size):
       if self._tokenizer.IsByte(i):
@@ -151,6 +153,7 @@ class HuggingFaceVocabulary(Vocabulary):
     return self._tokenizer.id_to_token(self._eos_id)
 
   def encode(self, text: str) -> list[int]:
+    """The tokens of a text, without an end token."""
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def _decode(self, ids: list[int]) -> str:
@@ -158,6 +161,7 @@ class HuggingFaceVocabulary(Vocabulary):
 
   def token_bytes(self) -> np.ndarray:
     # of each token decoded alone: exact for whole characters
+    """Of each token decoded alone: exact for whole characters."""
     texts = self._tokenizer.decode_batch([[i] for i in range(self.vocab_size)])
     return np.array([len(text.encode()) for text in texts], np.int32)
 
@@ -173,9 +177,11 @@ class TrainVocabulary(Stage):
   max_bytes: int = 4 << 20  # of text to train on: documents in the corpus's (random) order
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     return (self.corpus,)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Trains the model on the training split."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=self._lines(root / self.corpus),
@@ -218,6 +224,7 @@ class GivenVocabulary(Stage):
   path: str
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Copies the file, and opens it once."""
     source = Path(self.path).expanduser()
     if not source.is_file():
       raise manifest.StageError(f'no vocabulary file at {source}')

@@ -107,14 +107,17 @@ class Train(Stage):
     return self.gate != 0 or self.keep_retro
 
   def summary(self) -> str:
+    """What the arm is trained on, in a sentence."""
     way = 'without' if self.gate == 0 else 'with'
     start = self.init_from or 'new parameters'
     return f'Trains {way} retrieval for {self.num_steps} steps, from {start}.'
 
   def reads(self) -> tuple[str, ...]:
+    """The stages whose folders `build` reads."""
     return (*self.task.reads(), *([self.init_from] if self.init_from else []))
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
+    """Trains from the latest checkpoint on."""
     fingerprint = self._check_vocabulary(vocabulary.load(root / self.task.vocabulary))
     source = self.task.source(root, 'train', self.model.chunk_len if self.gate != 0 else None)
     self._check_positions(source)

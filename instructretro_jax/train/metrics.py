@@ -59,6 +59,7 @@ class TrainLog:
     self._pending = None
 
   def close(self) -> None:
+    """Ends the bar and the curves."""
     if self._is_writer:
       self._bar.close()
       self._writer.close()

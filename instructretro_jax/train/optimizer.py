@@ -93,6 +93,7 @@ class AdamW(Optimizer):
   def transforms(
     self, trainable: Mapping[str, jax.Array]
   ) -> tuple[optax.GradientTransformation, ...]:
+    """Adam, then the decay of weights."""
     decayed = {path: is_decayed(path) for path in trainable}
     return (
       _stored_as(optax.scale_by_adam(self.b1, self.b2), self.moments_dtype),
@@ -121,6 +122,7 @@ class FromOptax(Optimizer):
   def transforms(
     self, trainable: Mapping[str, jax.Array]
   ) -> tuple[optax.GradientTransformation, ...]:
+    """What the factory makes, then the decay of weights."""
     decayed = {path: is_decayed(path) for path in trainable}
     return (self._make(), optax.add_decayed_weights(self.weight_decay, mask=decayed))
 

@@ -29,6 +29,7 @@ class TrainState:
 
   @property
   def params(self) -> Params:
+    """All parameters, nested."""
     return join_params(self.trainable, self.frozen)
 
 
