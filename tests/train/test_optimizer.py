@@ -8,6 +8,7 @@ import pytest
 
 from instructretro_jax.train.optimizer import (
   AdamW,
+  FromOptax,
   is_decayed,
   join_params,
   lr_multiplier,
@@ -99,3 +100,30 @@ def test_schedule_may_end_early_and_begin_at_once():
   assert float(rate(50)) == float(rate(100)) == pytest.approx(0.1)
   constant = AdamW(learning_rate=1.0, warmup_fraction=0.0, final_lr_fraction=1.0).schedule(100)
   assert {float(constant(n)) for n in (0, 1, 50, 100)} == {1.0}
+
+
+def test_any_factory_of_optax_by_its_name():
+  named = FromOptax(
+    learning_rate=0.1, factory='optax.scale_by_lion', arguments=(('b1', 0.8),), warmup_fraction=0.0
+  )
+  path = 'decoder_0/mlp/up/kernel'
+  trainable = {path: jnp.ones(3)}
+  optimizer = named.make(4, trainable)
+  updates, _ = optimizer.update(
+    {path: jnp.array([1.0, -2.0, 3.0])}, optimizer.init(trainable), trainable
+  )
+  np.testing.assert_allclose(updates[path], [-0.1, 0.1, -0.1], rtol=1e-6)
+  with pytest.raises(ValueError, match='optax.scale_by_nothing'):
+    FromOptax(learning_rate=0.1, factory='optax.scale_by_nothing')
+  with pytest.raises(ValueError, match='no optax.GradientTransformation'):
+    FromOptax(learning_rate=0.1, factory='optax.constant_schedule', arguments=(('value', 1.0),))
+
+
+def test_a_group_by_its_name_freezes_encoder_and_cross_attention():
+  adam = AdamW(learning_rate=0.1, lr_multipliers=(('mlp', 2.0),))
+  frozen = adam.with_multiplier('retrieval', 0.0)
+  assert frozen.lr_multipliers == (('retrieval', 0.0), ('mlp', 2.0))
+  assert frozen.with_multiplier('retrieval', 0.0) == frozen
+  for path in ('encoder/layer_0/mlp/up/kernel', 'decoder_1/cross_attention/norm/scale'):
+    assert lr_multiplier(path, frozen.lr_multipliers) == 0
+  assert lr_multiplier('decoder_1/mlp/up/kernel', frozen.lr_multipliers) == 2
