@@ -11,17 +11,16 @@ from collections.abc import Callable, Sequence
 import json
 import os
 from pathlib import Path
+import re
 import statistics
 import subprocess
 import sys
 import time
 import venv
 
-# of every worker, as in the Makefile: without it Linux clears the memory of each step anew
-KEEP_MEMORY = ':'.join(
-  f'glibc.malloc.{name}={value}'
-  for name, value in (('arena_max', 1), ('mmap_max', 0), ('trim_threshold', 1 << 34))
-)
+# of every worker, the setting of `make demo`: without it Linux clears the memory of each step anew
+_MAKEFILE = Path(__file__).parents[2] / 'Makefile'
+KEEP_MEMORY = re.search(r'GLIBC_TUNABLES \?= (\S+)', _MAKEFILE.read_text()).group(1)
 CACHE = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'instructretro_benchmarks'
 
 

@@ -210,26 +210,27 @@ def register(
   source: ExampleSource,
   vocab: vocabulary.Vocabulary,
   *,
-  seed: int,
+  data_seed: int,
   num_examples: int,
 ) -> seqio.Task:
   """Registers the first examples of a stream as a seqio task, in the order of training.
 
   Args:
     source: of any task of this project; features are its arrays, with their ranks and dtypes.
+    data_seed: of the arm that reads the same stream.
 
   Raises ValueError if the name is taken.
   """
-  example = source.examples(source.ids(seed, np.zeros(1, np.int64)))
+  example = source.examples(source.ids(data_seed, np.zeros(1, np.int64)))
   signature = {n: tf.TensorSpec(x.shape[1:], x.dtype) for n, x in example.items()}
   theirs = SeqioVocabulary(vocab)
 
-  def dataset(split: str, shuffle_files: bool, seed_of_files: int | None = None) -> Any:
-    del split, shuffle_files, seed_of_files  # one split, in order
+  def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
+    del split, shuffle_files, seed  # one split, in order
 
     def examples() -> Iterator[dict[str, np.ndarray]]:
       for position in range(num_examples):
-        batch = source.examples(source.ids(seed, np.array([position])))
+        batch = source.examples(source.ids(data_seed, np.array([position])))
         yield {n: x[0] for n, x in batch.items()}
 
     return tf.data.Dataset.from_generator(examples, output_signature=signature)

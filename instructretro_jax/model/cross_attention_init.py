@@ -44,14 +44,14 @@ def fit_from_gpt(gpt: Params, retro: Params) -> Params:
 class CrossAttentionInit:
   """How a new cross-attention (and its encoder) is set for the first step.
 
-  - 'random': as initialised, the paper's.
+  - 'random': as drawn, the paper's.
   - 'zero_output': output projections 0, so that gate 1 equals gate 0 at the first step.
   - 'copy_ready': W_q = match_scale * P W_k and W_o = output_scale * W_v^T, so that a query finds
     keys by their token and writes what it reads in the direction of the embedding (in the spirit
     of mimetic initialisation, arXiv 2305.09828). If the encoder has a relative bias, half of its
     heads start by looking one token back and write what they see as e P, with P = W_v W_o of
     those heads; a query for e P then finds the places behind its own token and reads what followed.
-    Otherwise P is the identity. This start is this project's, not the paper's.
+    Otherwise P is the identity. This init is this project's, not the paper's.
   """
 
   kind: str = 'random'

@@ -120,7 +120,7 @@ def test_instructions_are_iterated_by_seqio_and_come_back_the_same(registered):
     Question(f'q{n}', f'Why {n}?', ('P',), ('so',), 'own', 'given', system='') for n in range(9)
   ]
   source = Instructions(questions, VOCAB, 64, is_packed=True)
-  task = seqio_tasks.register('test_ours', source, VOCAB, seed=3, num_examples=12)
+  task = seqio_tasks.register('test_ours', source, VOCAB, data_seed=3, num_examples=12)
   expected = source.examples(source.ids(3, np.arange(12)))
   found = list(task.get_dataset(None, split='train', shuffle=False).as_numpy_iterator())
   for name, array in expected.items():
