@@ -18,13 +18,15 @@ from instructretro_jax.train.optimizer import AdamW
 from instructretro_jax.train.state import abstract_params, abstract_state
 
 PATH = Path(__file__).parent / 'shardings.json'
-CASES = {'quickstart': (2, 2, 2), 'retro_43b': (4, 16, 8)}  # model: data x fsdp x tensor
+# model: data x fsdp x tensor, and whether layers are scanned
+CASES = {'quickstart': ((2, 2, 2), False), 'retro_43b': ((4, 16, 8), True)}
 
 
-def shardings(name: str, mesh_shape: tuple[int, ...]) -> dict:
+def shardings(name: str, mesh_shape: tuple[int, ...], scan_layers: bool) -> dict:
   """'shape: mesh axes' by path, and the bytes of the whole state that a device holds."""
   config = gin_adapter.configure(RetroConfig, [f'gin/models/{name}.gin'])[0]
-  params = abstract_params(config, True, AbstractMesh(mesh_shape, MESH_AXES))
+  mesh = AbstractMesh(mesh_shape, MESH_AXES)
+  params = abstract_params(config, True, mesh, scan_layers=scan_layers)
   state, _ = abstract_state(params, AdamW(learning_rate=1.0), 1)
   size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
   describe = lambda x: f'{list(x.shape)}: {[axis or "whole" for axis in x.sharding.spec]}'
@@ -37,7 +39,7 @@ def shardings(name: str, mesh_shape: tuple[int, ...]) -> dict:
 
 
 def all_cases() -> dict:
-  return {name: shardings(name, mesh_shape) for name, mesh_shape in CASES.items()}
+  return {name: shardings(name, *case) for name, case in CASES.items()}
 
 
 if __name__ == '__main__':
