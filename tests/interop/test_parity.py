@@ -205,7 +205,6 @@ SMALL = DecoderConfig(
   tie_embeddings=False,
   init_std=0.4,
   embedding_init_std=0.6,
-  dtype='float64',
 )
 LEARNED = dict(positions='learned', activation='gelu', use_bias=True, tie_embeddings=True)
 
@@ -247,8 +246,9 @@ def test_equals_the_twin_in_float64(changes, length, num_neighbours, masks):
     params = jax.tree.map(lambda x: rng.normal(size=x.shape) * 0.5, abstract)
     params = jax.tree.map(lambda x: x.value, params, is_leaf=lambda x: hasattr(x, 'value'))
     given = {'positions_BL': positions, 'encoder_mask_BNKRR': encoder_mask}
-    found = run(Retro(config), params, tokens, segments, neighbours, given)
-    closed = run(Retro(config), params, tokens, segments, None, given, gate=0)
+    model = model_of(config, 'float64')
+    found = run(model, params, tokens, segments, neighbours, given)
+    closed = run(model, params, tokens, segments, None, given, gate=0)
   state = megatron.state_dict(config, params, CORE)
   rotary_width = int(decoder.head_width * decoder.rotary_fraction)
   twin = Megatron(
