@@ -88,7 +88,7 @@ def test_golden_case_of_megatron_core():
 def test_forward_of_whole_cases(path):
   z = np.load(path)
   config, params = megatron.load(path)
-  logits = jax.jit(functools.partial(run, config))(params, *oracles.call_inputs(z))
+  logits = jax.jit(functools.partial(run, Retro(config)))(params, *oracles.call_inputs(z))
   # `output*` of a mask per neighbour with several of them has megatron-core's slip in it
   expected = 'fixed64' if 'fixed64/logits' in z.files else 'output64'
   assert_close(logits, z[f'{expected}/logits'], LOGITS['float32'])
