@@ -22,14 +22,13 @@ from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
+from instructretro_jax.report.categories import KINDS, RUN_RANGES
 from instructretro_jax.retrieval.neighbours import NeighbourTable, random_neighbours
 from instructretro_jax.retrieval.overlap import copyable, shared_run
 from instructretro_jax.text import vocabulary
 from instructretro_jax.text.chunks import ChunkStore
 from instructretro_jax.train.checkpoint import Checkpoint
 from instructretro_jax.train.step import losses_of_batch
-
-RUNS = ((0, 3), (4, 7), (8, 15), (16, 31), (32, 64))  # tokens shared with the neighbours
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class Perplexity(Stage):
     rows, sums, viewed, mesh = [], [], {}, local_mesh(self.mesh)
     for arm in Bar(self.arms, desc=self.name, unit='arm'):
       model, params = Checkpoint(root / arm).load_for_use(mesh)
-      kinds = ('own', 'off', 'random') if has_retrieval(params) else ('off',)
+      kinds = tuple(KINDS) if has_retrieval(params) else ('off',)
       for kind in kinds:
         with jax.set_mesh(mesh):
           nats_BL = _token_nats(model, params, batches[kind], kind != 'off', self.batch_size)
@@ -140,7 +139,7 @@ def token_categories(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     'other': has_target & served_BL & ~can_copy,
     'first_chunk': has_target & ~served_BL,
   }
-  for low, high in RUNS:
+  for low, high in RUN_RANGES:
     in_range = (run_BL >= low) & (run_BL <= high)
     categories[f'run_{low}_{high}'] = has_target & served_BL & in_range
   return categories

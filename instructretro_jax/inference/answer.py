@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 
-import numpy as np
-
 from instructretro_jax.retrieval.retriever import Neighbour
 from instructretro_jax.text.vocabulary import Vocabulary
 
@@ -167,18 +165,6 @@ def repeats_at_end(tokens: Sequence[int], times: int = 3, shortest: int = 2) -> 
     if all(tokens[-(k + 1) * n : -k * n] == phrase for k in range(1, times)):
       return True
   return False
-
-
-def as_window(
-  neighbours: Sequence[Neighbour], num_neighbours: int, window_len: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens and mask of the first neighbours, [K, R] each."""
-  tokens_KR = np.full((num_neighbours, window_len), pad_id, np.int32)
-  mask_KR = np.zeros(tokens_KR.shape, bool)
-  for row, mask, neighbour in zip(tokens_KR, mask_KR, neighbours):
-    ids = np.asarray(neighbour.tokens[:window_len], np.int32)
-    row[: len(ids)], mask[: len(ids)] = ids, True
-  return tokens_KR, mask_KR
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 
 from instructretro_jax.array_types import Array, Params
-from instructretro_jax.inference.answer import Answer, PartialAnswer, Request, as_window
+from instructretro_jax.inference.answer import Answer, PartialAnswer, Request
 from instructretro_jax.inference.likelihood import log_probs
 from instructretro_jax.inference.sampler import NUM_NEIGHBOURS, Sampler, power_of_2
 from instructretro_jax.model.param_groups import without_retrieval
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.questions.passage_windows import as_windows
 from instructretro_jax.retrieval.retriever import Neighbour
 
 
@@ -54,7 +55,7 @@ def token_gains(sampler: Sampler, request: Request, answer: Answer) -> list[tupl
   tokens_1L[0, start : start + T] = answer.tokens
   lengths_1 = np.array([len(prompt) + num_new * C], np.int32)
   K = len(request.neighbours) or NUM_NEIGHBOURS
-  windows = [as_window(found, K, 2 * C, pad_id) for found in chunks]
+  windows = [as_windows((n.tokens for n in found), K, 2 * C, pad_id) for found in chunks]
   read = [np.stack(x)[None] for x in zip(*windows)]
   run = functools.partial(sampler.on_mesh, _scorer(sampler.model, num_new * C))
   opened_1T = run(sampler.params, tokens_1L, lengths_1, *read, np.float32(request.gate))

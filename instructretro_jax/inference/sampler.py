@@ -13,13 +13,14 @@ from jax.sharding import Mesh
 import numpy as np
 
 from instructretro_jax.array_types import Params
-from instructretro_jax.inference.answer import Answer, PartialAnswer, Request, as_window
+from instructretro_jax.inference.answer import Answer, PartialAnswer, Request
 from instructretro_jax.inference.decode import DecodingLoop, left_pad, with_neighbours
 from instructretro_jax.inference.sampling import Sampling
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import ONE_DEVICE, local_mesh
 from instructretro_jax.pipeline.progress import Bar
+from instructretro_jax.questions.passage_windows import as_windows
 from instructretro_jax.retrieval.retriever import Neighbour, Retriever
 from instructretro_jax.text import vocabulary
 
@@ -210,8 +211,8 @@ class Sampler:
     return self.retriever.find(texts, shape.num_neighbours)
 
   def _window(self, neighbours: Sequence[Neighbour], shape: _Shape) -> _Window:
-    window_len = 2 * self.config.chunk_len
-    return as_window(neighbours, shape.num_neighbours, window_len, self.vocab.pad_id)
+    texts, R = [n.tokens for n in neighbours], 2 * self.config.chunk_len
+    return as_windows(texts, shape.num_neighbours, R, self.vocab.pad_id)
 
 
 @functools.lru_cache(maxsize=4)

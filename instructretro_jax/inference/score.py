@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructretro_jax.array_types import Array, Params
-from instructretro_jax.inference.answer import as_window
 from instructretro_jax.inference.likelihood import log_probs
 from instructretro_jax.inference.sampler import NUM_NEIGHBOURS, Sampler, power_of_2
 from instructretro_jax.model.param_groups import without_retrieval
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.questions.passage_windows import as_windows
 from instructretro_jax.retrieval.retriever import Neighbour
 
 
@@ -75,7 +75,8 @@ def score(sampler: Sampler, text: str, gate: float = 1.0) -> Score:
     chunks = [vocab.decode(tokens[n : n + C]) for n in range(0, L, C)]
     neighbours = sampler.retriever.find(chunks, NUM_NEIGHBOURS)
     given = [*neighbours, *[[]] * (N - len(neighbours))]
-    windows = [as_window(found, NUM_NEIGHBOURS, 2 * C, vocab.pad_id) for found in given]
+    texts = [[n.tokens for n in found] for found in given]
+    windows = [as_windows(chunk, NUM_NEIGHBOURS, 2 * C, vocab.pad_id) for chunk in texts]
     windows = [np.stack(x)[None] for x in zip(*windows)]
     given = (tokens_1L, is_text_1L, *windows, np.float32(gate))
     nats_1L = sampler.on_mesh(run, sampler.params, *given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -35,15 +35,24 @@ def token_windows(
   return [list(piece) for piece in pieces if len(piece)][:count]
 
 
+def as_windows(
+  texts: Iterable[Sequence[int]], num_neighbours: int, window_len: int, pad_id: int
+) -> Windows:
+  """The first K texts, each its first R tokens, as neighbours; a missing one is masked."""
+  tokens_KR = np.full((num_neighbours, window_len), pad_id, np.int32)
+  mask_KR = np.zeros(tokens_KR.shape, bool)
+  for row, mask, tokens in zip(tokens_KR, mask_KR, texts):
+    ids = np.asarray(tokens[:window_len], np.int32)
+    row[: len(ids)], mask[: len(ids)] = ids, True
+  return Windows(tokens_KR, mask_KR)
+
+
 def windows_of(
   passages: Sequence[str], vocab: Vocabulary, num_neighbours: int, window_len: int
 ) -> Windows:
-  """`token_windows` as neighbours; a missing one is masked."""
-  tokens_KR = np.full((num_neighbours, window_len), vocab.pad_id, np.int32)
-  mask_KR = np.zeros(tokens_KR.shape, bool)
-  for k, piece in enumerate(token_windows(passages, vocab, num_neighbours, window_len)):
-    tokens_KR[k, : len(piece)], mask_KR[k, : len(piece)] = piece, True
-  return Windows(tokens_KR, mask_KR)
+  """`token_windows` as neighbours."""
+  pieces = token_windows(passages, vocab, num_neighbours, window_len)
+  return as_windows(pieces, num_neighbours, window_len, vocab.pad_id)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.report.categories import CATEGORIES, KINDS, RUNS
 from instructretro_jax.report.tables import (
-  CATEGORIES,
-  KINDS,
-  RUNS,
   Cell,
   Table,
   format_number,

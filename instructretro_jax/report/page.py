@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from instructretro_jax.report import plots, tables
+from instructretro_jax.report.categories import CATEGORIES, RUNS
 
 # Gains, in nats, at which the colour of a token deepens.
 GAIN_STEPS = (0.1, 0.5, 1.0, 2.0, 4.0)
@@ -40,8 +41,8 @@ def render(
     perplexity=tables.perplexity_table(perplexity) if perplexity else None,
     runs=tables.run_table(perplexity) if perplexity else None,
     changes=[
-      tables.change_table(changes, tables.CATEGORIES, 'kind of token'),
-      tables.change_table(changes, tables.RUNS, 'shared run, in tokens'),
+      tables.change_table(changes, CATEGORIES, 'kind of token'),
+      tables.change_table(changes, RUNS, 'shared run, in tokens'),
     ]
     if changes
     else [],

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from instructretro_jax.report.tables import KINDS, RUNS
+from instructretro_jax.report.categories import KINDS, RUNS
 
 _INK = '#010203'  # stands for currentColor, which matplotlib does not know
 _COLOURS = ('#3d7fd9', '#d9742b', '#2b9a73', '#b05fc4', '#a88a1f', '#cf4f6b', '#4aa3b5', '#8a8f98')

@@ -11,22 +11,10 @@ from rich.console import Console
 from rich.table import Table as ConsoleTable
 from rich.text import Text
 
+from instructretro_jax.report.categories import CATEGORIES, KINDS, RUNS
+
 Row = Mapping[str, Any]
 
-KINDS = {'own': 'own neighbours', 'off': 'retrieval off', 'random': 'random neighbours'}
-CATEGORIES = {
-  'all': 'all',
-  'copyable': 'copyable',
-  'other': 'other',
-  'first_chunk': 'first chunk',
-}
-RUNS = {
-  'run_0_3': '0–3',
-  'run_4_7': '4–7',
-  'run_8_15': '8–15',
-  'run_16_31': '16–31',
-  'run_32_64': '32–64',
-}
 _METRICS = {
   'exact_match': 'exact match, %',
   'f1': 'F1, %',
