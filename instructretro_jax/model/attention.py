@@ -22,7 +22,7 @@ class KeyValues(NamedTuple):
   v_BUGA: Array
 
 
-def rotate(
+def apply_rotary(
   x_BTHA: Array,
   positions: Array,
   *,
@@ -41,17 +41,17 @@ def rotate(
   frequency = base ** (-jnp.arange(half, dtype=dtype) / half)
   positions_BT = positions.reshape(-1, x_BTHA.shape[1]).astype(dtype)  # or [1, T]
   angle = positions_BT[:, :, None, None] * frequency[None, None, None, :]
-  # the barrier keeps them from being computed again for each head
+  # the barrier keeps them from being recomputed for each head
   cos, sin = jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
   cos, sin = cos.astype(x_BTHA.dtype), sin.astype(x_BTHA.dtype)
-  turning, rest = x_BTHA[..., :rotary_width], x_BTHA[..., rotary_width:]
+  x, rest = x_BTHA[..., :rotary_width], x_BTHA[..., rotary_width:]
   if interleaved:
-    a, b = turning[..., 0::2], turning[..., 1::2]
-    turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turning.shape)
+    a, b = x[..., 0::2], x[..., 1::2]
+    rotated = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
   else:
-    a, b = turning[..., :half], turning[..., half:]
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-  return jnp.concatenate([turned, rest], axis=-1)
+    a, b = x[..., :half], x[..., half:]
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return jnp.concatenate([rotated, rest], axis=-1)
 
 
 class Attention(nn.Module):
@@ -145,5 +145,7 @@ class Attention(nn.Module):
     c = self.config
     if positions is None:
       return x_BTHA
-    turn = dict(fraction=c.rotary_fraction, base=c.rotary_base, interleaved=c.rotary_interleaved)
-    return rotate(x_BTHA, positions, **turn)
+    settings = dict(
+      fraction=c.rotary_fraction, base=c.rotary_base, interleaved=c.rotary_interleaved
+    )
+    return apply_rotary(x_BTHA, positions, **settings)

@@ -30,16 +30,16 @@ class DecoderConfig:
   norm: str = 'rmsnorm'
   norm_eps: float = 1e-5
   positions: str = 'rotary'
-  rotary_fraction: float = 1.0  # share of the head width that turns
+  rotary_fraction: float = 1.0  # share of the head width that rotary positions act on
   rotary_base: float = 10_000.0
   rotary_interleaved: bool = False  # pairs (2i, 2i + 1) instead of (i, i + A/2)
   max_len: int = 2048  # rows of the learned position table
   use_bias: bool = False  # of linear maps; norms have what their kind has
   qkv_bias: bool = False  # of queries, keys and values even without use_bias (Qwen2)
-  qk_norm: bool = False  # norm over A of queries and keys, before they turn (Qwen3)
+  qk_norm: bool = False  # norm over A of queries and keys, before rotary positions (Qwen3)
   tie_embeddings: bool = True
   final_norm: bool = True
-  embedding_scale: float = 1.0  # multiplies embeddings on their way into the stream
+  embedding_scale: float = 1.0  # multiplies embeddings that enter the stream
   embedding_init_std: float = _only_init(0.02)
   init_std: float = _only_init(0.02)  # output projections: divided by sqrt(2 * num_layers)
 

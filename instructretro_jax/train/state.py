@@ -59,7 +59,7 @@ def fresh_params(config: RetroConfig, seed: int, abstract: Params) -> Params:
 def abstract_state(
   params: Params, config: Optimizer, num_steps: int
 ) -> tuple[TrainState, optax.GradientTransformation]:
-  """Shapes, dtypes and shardings of the state with these abstract parameters, and its optimiser.
+  """Shapes, dtypes and shardings of the state with these abstract parameters, and its optimizer.
 
   Moments lie as their parameters do; counters are whole on every device.
   """
