@@ -91,7 +91,7 @@ class SeqioData(Task):
 
   def counts(self, source: ExampleSource) -> dict[str, Any]:
     """The name of the task: it may have no end."""
-    return {'seqio': self.mixture_or_task}  # it may have no end
+    return {'seqio': self.mixture_or_task}
 
   def source(self, root: Path, split: str, chunk_len: int | None = None) -> ExampleSource:
     """The rows of the task's own `split`, whatever split is asked for.

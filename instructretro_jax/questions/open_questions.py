@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import io
 import json
+from typing import ClassVar
 import zipfile
 
 from instructretro_jax.questions.questions import Question
@@ -19,10 +20,13 @@ _SPLITS = ('dev', 'test')
 
 
 @dataclasses.dataclass(frozen=True)
-class NaturalQuestions:
-  """Questions put to a search engine, short answers in Wikipedia: 8 757 of dev, 3 610 of test."""
+class _Topics:
+  """Questions of one file a split, a row each with the answers as Python writes a list."""
 
   split: str  # 'dev' or 'test'
+
+  task: ClassVar[str]
+  file_stem: ClassVar[str]
 
   def __post_init__(self):
     _check_split(self.split)
@@ -30,22 +34,23 @@ class NaturalQuestions:
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields a question a row."""
     del problems  # the checksum of the package vouches for it
-    return _questions('nq', self.split, _python_rows(f'topics.dpr.nq.{self.split}.txt'))
+    return _questions(self.task, self.split, _python_rows(f'{self.file_stem}.{self.split}.txt'))
 
 
 @dataclasses.dataclass(frozen=True)
-class TriviaQA:
+class NaturalQuestions(_Topics):
+  """Questions put to a search engine, short answers in Wikipedia: 8 757 of dev, 3 610 of test."""
+
+  task: ClassVar[str] = 'nq'
+  file_stem: ClassVar[str] = 'topics.dpr.nq'
+
+
+@dataclasses.dataclass(frozen=True)
+class TriviaQA(_Topics):
   """Questions of quizzes, each with the aliases of its answer: 8 837 of dev, 11 313 of test."""
 
-  split: str  # 'dev' or 'test'
-
-  def __post_init__(self):
-    _check_split(self.split)
-
-  def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a row."""
-    del problems  # the checksum of the package vouches for it
-    return _questions('triviaqa', self.split, _python_rows(f'topics.dpr.trivia.{self.split}.txt'))
+  task: ClassVar[str] = 'triviaqa'
+  file_stem: ClassVar[str] = 'topics.dpr.trivia'
 
 
 @dataclasses.dataclass(frozen=True)
