@@ -12,6 +12,7 @@ from instructretro_jax.commands.generate import generate, score
 from instructretro_jax.commands.inspect import inspect
 from instructretro_jax.commands.precompile import precompile
 from instructretro_jax.commands.run import run
+from instructretro_jax.commands.verify import verify
 from instructretro_jax.commands.weights import export, import_weights
 from instructretro_jax.pipeline import caches, quiet
 
@@ -23,16 +24,21 @@ def main() -> None:
   caches.keep_compiled()
 
 
-for command in (run, inspect, compare, generate, score, demo, import_weights, export, precompile):
+for command in (
+  run, verify, inspect, compare, generate, score, demo, import_weights, export, precompile
+):  # fmt: skip
   main.add_command(command)
 
 
 def console() -> None:
-  """Entry point: a StageError is one line on stderr and exit code 1, not a traceback."""
-  from instructretro_jax.pipeline.manifest import StageError
+  """Entry point: what a user can mend is one line on stderr and exit code 1, not a traceback."""
+  from instructretro_jax.pipeline.manifest import StageError, in_words
 
   try:
     main(standalone_mode=True)
   except StageError as error:
     click.echo(f'error: {error}', err=True)
+    sys.exit(1)
+  except OSError as error:
+    click.echo(f'error: {in_words(error)}', err=True)
     sys.exit(1)

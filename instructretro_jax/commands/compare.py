@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
+from instructretro_jax.commands.paths import ANY, EXISTING_FOLDER
+
 
 @click.command()
-@click.argument(
-  'roots', nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+@click.argument('roots', nargs=-1, required=True, type=EXISTING_FOLDER)
 @click.option('--baseline', default='gpt_fit', show_default=True, help='Arm without retrieval.')
-@click.option('--json', 'target', type=click.Path(path_type=Path), help='Write all numbers here.')
+@click.option('--json', 'target', type=ANY, help='Write all numbers here.')
 def compare(roots: tuple[Path, ...], baseline: str, target: Path | None) -> None:
   """Prints perplexities of runs that differ in their seed: means and spread.
 

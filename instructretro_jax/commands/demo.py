@@ -7,13 +7,16 @@ from pathlib import Path
 import click
 
 from instructretro_jax.commands.generate import TENSOR
-
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+from instructretro_jax.commands.paths import EXISTING_FOLDER
 
 
 @click.command()
-@click.option('--checkpoint', required=True, type=_FOLDER, help='Folder of an arm, or imported.')
-@click.option('--index', type=_FOLDER, help='Run folder whose index is searched for neighbours.')
+@click.option(
+  '--checkpoint', required=True, type=EXISTING_FOLDER, help='Folder of an arm, or imported.'
+)
+@click.option(
+  '--index', type=EXISTING_FOLDER, help='Run folder whose index is searched for neighbours.'
+)
 @click.option('--host', default='127.0.0.1', show_default=True, help='Address to listen at.')
 @click.option('--port', default=8000, show_default=True, help='Port to listen at; 0: a free one.')
 @TENSOR

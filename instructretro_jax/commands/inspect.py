@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from instructretro_jax.commands.paths import EXISTING_FOLDER
+
 
 @click.command()
-@click.argument('folder', type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument('folder', type=EXISTING_FOLDER)
 @click.option('--chunk', type=int, help='Print this chunk and its neighbours (run folder).')
 @click.option('--split', default='heldout', show_default=True, help='Split of --chunk.')
 def inspect(folder: Path, chunk: int | None, split: str) -> None:

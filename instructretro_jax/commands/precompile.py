@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import click
 
+from instructretro_jax.commands.paths import ANY
 from instructretro_jax.commands.run import GIN_FILES, GIN_OPTIONS, gin_bindings
 
 
@@ -23,8 +23,8 @@ from instructretro_jax.commands.run import GIN_FILES, GIN_OPTIONS, gin_bindings
 )
 @click.option('--arm', help='Arm of the experiment; by default the last that the step fits.')
 @click.option('--batch_size', type=int, help='Sequences a step, if not those of the arm.')
-@click.option('--json', 'target', type=click.Path(path_type=Path), help='Write all figures here.')
-@click.option('--hlo', type=click.Path(path_type=Path), help='Write the compiled program here.')
+@click.option('--json', 'target', type=ANY, help='Write all figures here.')
+@click.option('--hlo', type=ANY, help='Write the compiled program here.')
 @click.pass_context
 def precompile(context, gin_files, topology, step, arm, batch_size, target, hlo) -> None:
   """Compiles a step for accelerators that are not here: does it fit, and how fast is it at best?

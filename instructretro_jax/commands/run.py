@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
+
+from instructretro_jax.commands.paths import FOLDER
 
 GIN_OPTIONS = {'ignore_unknown_options': True, 'allow_extra_args': True}
 GIN_FILES = click.option(
@@ -31,7 +31,9 @@ def gin_bindings(arguments: list[str]) -> list[str]:
 
 @click.command(context_settings=GIN_OPTIONS)
 @GIN_FILES
-@click.option('--root', default='runs/quickstart', show_default=True, help='Folder of the run.')
+@click.option(
+  '--root', type=FOLDER, default='runs/quickstart', show_default=True, help='Folder of the run.'
+)
 @click.option('--only', help='Stages to run, separated by commas.')
 @click.option('--from', 'start', help='First stage to run.')
 @click.option('--to', 'stop', help='Last stage to run.')
@@ -63,20 +65,18 @@ def run(
 
   Example: instructretro run --gin_file=experiments/quickstart/run.gin --gin.PRETRAIN_STEPS=100
   """
-  from instructretro_jax.pipeline import experiment, gin_adapter, hosts, manifest, stage
+  from instructretro_jax.pipeline import experiment, gin_adapter, hosts
 
   configured, operative = gin_adapter.configure(
     experiment.Experiment, gin_files, gin_bindings(context.args)
   )
-  folder = Path(root)
-  chosen = {'only': _split(only), 'start': start, 'stop': stop}
+  chosen = {'only': _split(only), 'start': start, 'stop': stop, 'rebuild': _split(rebuild)}
   if dry_run:
-    for member in configured.select(**chosen):
-      click.echo(f'{member.name}: {stage.status(member, folder)}')
+    for status in experiment.outcome(configured, root, **chosen):
+      click.echo(f'{status.member.name}: {status.words}')
     return
   here = hosts.join(coordinator, num_processes, process_id)
-  here.on_main(lambda: manifest.write_text(folder / 'operative_config.gin', operative))
-  experiment.run(configured, folder, **chosen, rebuild=_split(rebuild), log=click.echo, hosts=here)
+  experiment.run(configured, root, **chosen, operative=operative, log=click.echo, hosts=here)
 
 
 def _split(names: str | None) -> tuple[str, ...]:

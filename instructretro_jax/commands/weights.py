@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from instructretro_jax.commands.paths import ANY, EXISTING
+
 
 @click.command('import')
 @click.option('--source', required=True, help='Hugging Face folder, .gguf, Megatron, or smollm2.')
-@click.option('--out', required=True, type=click.Path(path_type=Path), help='Stage folder to make.')
+@click.option('--out', required=True, type=ANY, help='Stage folder to make.')
 @click.option('--tokenizer', help='tokenizer.json or SentencePiece .model, if not in the source.')
 @click.option('--eos_token', help='Token that ends a document, if not the one the source names.')
 def import_weights(source: str, out: Path, tokenizer: str | None, eos_token: str | None) -> None:
@@ -28,8 +30,8 @@ def import_weights(source: str, out: Path, tokenizer: str | None, eos_token: str
 
 
 @click.command()
-@click.option('--checkpoint', required=True, type=click.Path(exists=True, path_type=Path))
-@click.option('--out', required=True, type=click.Path(path_type=Path), help='Folder to make.')
+@click.option('--checkpoint', required=True, type=EXISTING)
+@click.option('--out', required=True, type=ANY, help='Folder to make.')
 @click.option(
   '--format',
   'kind',
@@ -37,7 +39,7 @@ def import_weights(source: str, out: Path, tokenizer: str | None, eos_token: str
   show_default=True,
   type=click.Choice(['huggingface', 'megatron']),
 )
-@click.option('--tokenizer', type=click.Path(exists=True, path_type=Path), help='tokenizer.json.')
+@click.option('--tokenizer', type=EXISTING, help='tokenizer.json.')
 def export(checkpoint: Path, out: Path, kind: str, tokenizer: Path | None) -> None:
   """Writes a checkpoint for other tools.
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorstore as ts
 
 from instructretro_jax.pipeline.atomic import atomic
+from instructretro_jax.pipeline.manifest import StageError, is_finished, read_manifest
 
 _ROWS_PER_FILE = 1 << 16
 _BLOCK_BYTES = 1 << 14  # of a file, read and unpacked at once: neighbours are rows here and there
@@ -42,9 +43,14 @@ def write_shard(folder: Path, name: str, shard: int, array: np.ndarray) -> None:
   }
   with atomic(path) as partial:
     spec['kvstore'] = {'driver': 'file', 'path': str(partial)}
-    store = ts.open(spec, create=True, delete_existing=True).result()
-    if array.size:
-      store.write(array).result()
+    try:
+      store = ts.open(spec, create=True, delete_existing=True).result()
+      if array.size:
+        store.write(array).result()
+    except ValueError as error:  # TensorStore's, of what the operating system refuses
+      raise StageError(
+        f'{path} cannot be written ({error}): make room or correct the rights, and start again'
+      ) from error
 
 
 def _rows_per_block(array: np.ndarray) -> int:
@@ -65,10 +71,7 @@ class StoredArray:
   """
 
   def __init__(self, folder: Path, name: str):
-    paths = sorted(folder.glob(f'{name}-[0-9]*.zarr'))
-    if not paths:
-      raise FileNotFoundError(f'{folder} holds no array named {name!r}')
-    shards = [_open(str(path)) for path in paths]
+    shards = [_open(str(path)) for path in _shard_paths(folder, name)]
     self.shard_lens = tuple(int(shard.shape[0]) for shard in shards)
     self._store = ts.concat(shards, axis=0) if len(shards) > 1 else shards[0]
 
@@ -113,6 +116,30 @@ def _open(path: str) -> ts.TensorStore:
   return ts.open(
     spec, open=True, read=True, context=_context(), recheck_cached_data='open'
   ).result()
+
+
+def _shard_paths(folder: Path, name: str) -> list[Path]:
+  """The shards in their order. Raises StageError if there is none, or one is missing."""
+  found = {int(p.stem.rpartition('-')[2]): p for p in folder.glob(f'{name}-[0-9]*.zarr')}
+  if not found:
+    raise StageError(f'{folder} holds no array named {name!r}: run the stage that writes it first')
+  written = [*found]
+  if is_finished(folder):
+    listed = {Path(file).parts[0] for file in read_manifest(folder).files}
+    written += [_shard_of(part, name) for part in listed]
+  if missing := sorted({*range(max(written) + 1)} - found.keys()):
+    first = f'{name}-{missing[0]:05d}.zarr'
+    raise StageError(
+      f'{folder / first} is missing ({len(missing)} of {max(written) + 1} shards): rebuild with '
+      f'--rebuild={folder.name}'
+    )
+  return [found[shard] for shard in sorted(found)]
+
+
+def _shard_of(part: str, name: str) -> int:
+  """The number of a shard of an array by the name of its folder; -1 of anything else."""
+  number = part.removeprefix(f'{name}-').removesuffix('.zarr')
+  return int(number) if part == f'{name}-{number}.zarr' and number.isdigit() else -1
 
 
 def _shard_path(folder: Path, name: str, shard: int) -> Path:

@@ -75,20 +75,34 @@ def _parse(files: Sequence[str], bindings: Sequence[str]) -> None:
       path = _find(name)
       _GIVEN.set((path.parent, *_GIVEN.get()))
       gin.parse_config_file(str(path))
-    gin.parse_config(list(bindings))
+    for binding in bindings:
+      _override(binding)
   except manifest.StageError as error:  # gin adds lines that quote the include
     raise manifest.StageError(' '.join(str(error).split())) from error
   finally:
     _GIVEN.reset(before)
 
 
+def _override(binding: str) -> None:
+  """Applies 'NAME = VALUE'. Raises StageError for text without the quotes of gin."""
+  try:
+    gin.parse_config(binding)
+  except (SyntaxError, ValueError) as error:
+    name, _, value = binding.partition(' = ')
+    raise manifest.StageError(
+      f'{value!r} is no value of gin ({str(error).splitlines()[0]}); if {name} is text, write '
+      f'--gin.{name}=\'"{value}"\''
+    ) from error
+
+
 def _find(name: str) -> Path:
   """The first file of that name in the folders searched. Raises StageError if there is none."""
   folders = [Path(), *_GIVEN.get(), SHIPPED]
+  path = Path(name).expanduser()
   for folder in folders:
-    if (folder / name).is_file():
-      return folder / name
-  if Path(name).is_absolute():
+    if (folder / path).is_file():
+      return folder / path
+  if path.is_absolute():
     raise manifest.StageError(f'there is no file {name}')
   looked_in = ', '.join(dict.fromkeys(str(folder.resolve()) for folder in folders))
   raise manifest.StageError(f'{name} is in none of the folders searched: {looked_in}')

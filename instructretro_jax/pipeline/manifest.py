@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import difflib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -24,6 +25,24 @@ _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'seqio', 'scann', 'tens
 
 class StageError(Exception):
   """A stage cannot run; the message says what was wrong and what to do, in words for a user."""
+
+
+_REMEDIES = {
+  errno.ENOSPC: 'make room and start again, what is finished is kept',
+  errno.EDQUOT: 'make room and start again, what is finished is kept',
+  errno.EROFS: 'give a folder that can be written to',
+  errno.EACCES: 'give a folder or file that this user may use',
+  errno.EPERM: 'give a folder or file that this user may use',
+  errno.EMFILE: 'raise the limit of open files (ulimit -n)',
+}
+
+
+def in_words(error: OSError) -> str:
+  """What the operating system refused, for which file, and what to do, in one line."""
+  reason = error.strerror or str(error) or type(error).__name__
+  where = f'{error.filename}: ' if error.filename is not None else ''
+  remedy = _REMEDIES.get(error.errno or 0, 'correct the path, or what stands there')
+  return f'{where}{reason}: {remedy}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +86,30 @@ def read_manifest(folder: Path) -> Manifest:
   path = folder / MANIFEST
   if not path.exists():
     raise StageError(f'{folder} holds no finished stage ({MANIFEST} is missing): run it first')
-  content = json.loads(path.read_text())
-  content['plan'] = Plan(**content['plan'])
-  return Manifest(**content)
+  content = _read_json(path)
+  try:
+    return Manifest(**content | {'plan': Plan(**content['plan'])})
+  except (TypeError, KeyError) as error:
+    raise _damaged(path, error) from error
+
+
+def recorded_plan(folder: Path) -> Plan | None:
+  """The plan that a folder was made, or begun, with; None if it has none."""
+  if (folder / MANIFEST).exists():
+    return read_manifest(folder).plan
+  path = folder / _PLAN
+  if not path.exists():
+    return None
+  content = _read_json(path)
+  try:
+    return Plan(**content)
+  except TypeError as error:
+    raise _damaged(path, error) from error
+
+
+def is_finished(folder: Path) -> bool:
+  """Whether a folder holds a finished stage."""
+  return (folder / MANIFEST).exists()
 
 
 def check_plan(folder: Path, plan: Plan) -> bool:
@@ -78,17 +118,21 @@ def check_plan(folder: Path, plan: Plan) -> bool:
   Raises StageError, with the differing lines, if the folder was made (or begun) with another plan,
   or if a file that its manifest lists is missing or has another size.
   """
-  if (folder / MANIFEST).exists():
-    manifest = read_manifest(folder)
-    _refuse_other_plan(folder, manifest.plan, plan)
-    for name, entry in manifest.files.items():
-      path = folder / name
-      if not path.exists() or path.stat().st_size != entry['bytes']:
-        raise StageError(f'{path} is missing or cut short: rebuild with --rebuild={folder.name}')
-    return True
-  if (folder / _PLAN).exists():
-    _refuse_other_plan(folder, Plan(**json.loads((folder / _PLAN).read_text())), plan)
-  return False
+  there = recorded_plan(folder)
+  if there is not None and not _is_bare(folder):
+    _refuse_other_plan(folder, there, plan)
+  if not is_finished(folder):
+    return False
+  for name, entry in read_manifest(folder).files.items():
+    path = folder / name
+    if not path.exists() or path.stat().st_size != entry['bytes']:
+      raise StageError(f'{path} is missing or cut short: rebuild with --rebuild={folder.name}')
+  return True
+
+
+def _is_bare(folder: Path) -> bool:
+  """Whether there is a plan and nothing else, as after an attempt that was refused."""
+  return [path.name for path in folder.iterdir()] == [_PLAN]
 
 
 def begin(folder: Path, plan: Plan) -> None:
@@ -107,6 +151,18 @@ def commit(folder: Path, plan: Plan, counts: Mapping[str, Any], unlisted: frozen
   manifest = Manifest(plan, counts, files, versions)
   write_text(folder / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True))
   (folder / _PLAN).unlink(missing_ok=True)
+
+
+def wrong_files(folder: Path) -> Iterator[str]:
+  """Reads every file that a manifest lists; yields what is wrong with each, in words."""
+  for name, entry in read_manifest(folder).files.items():
+    path = folder / name
+    if not path.is_file():
+      yield f'{path} is missing'
+    elif (size := path.stat().st_size) != entry['bytes']:
+      yield f'{path} has {size} bytes, not the {entry["bytes"]} that were written'
+    elif file_sha256(path) != entry['sha256']:
+      yield f'{path} holds other bytes than were written'
 
 
 def file_sha256(path: Path) -> str:
@@ -172,8 +228,27 @@ def _is_union(hint: Any) -> bool:
   return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise _damaged(path, error) from error
+  if not isinstance(content, dict):
+    raise _damaged(path, 'it is no JSON object')
+  return content
+
+
+def _damaged(path: Path, error: object) -> StageError:
+  return StageError(f'{path} is damaged ({error}): rebuild with --rebuild={path.parent.name}')
+
+
 def _canonical(value: Any) -> str:
   return json.dumps(value, sort_keys=True, separators=(',', ':'))
+
+
+def refuse_other_arguments(folder: Path, there: Plan, kind: str, arguments: Any) -> None:
+  """Raises StageError, with the differing lines, if a plan is of another stage or arguments."""
+  _refuse_other_plan(folder, there, Plan(kind, arguments, there.inputs))
 
 
 def _refuse_other_plan(folder: Path, there: Plan, asked: Plan) -> None:

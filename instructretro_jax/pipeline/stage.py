@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from pathlib import Path
 import shutil
 from typing import Any, ClassVar
 
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import manifest, root_lock
+from instructretro_jax.pipeline.atomic import remove_partial
+from instructretro_jax.pipeline.content import input_hashes
 from instructretro_jax.pipeline.hosts import ONE, Hosts
 
 
@@ -17,7 +20,8 @@ class Stage:
   """Base of all stages. Subclasses are frozen dataclasses that gin builds.
 
   Every field is part of the stage's identity and must be JSON-like: numbers, strings, tuples,
-  mappings or other dataclasses. A field that names an upstream stage is listed by `reads`.
+  mappings or other dataclasses. A field that names an upstream stage is listed by `reads`. Files
+  that a field names are part of it by their content, where it or what it holds has `input_files`.
   """
 
   name: str  # folder below the root of the run
@@ -48,39 +52,42 @@ class Stage:
 def plan(stage: Stage, root: Path) -> manifest.Plan:
   """What a stage would do, given the finished stages it reads."""
   inputs = {name: manifest.read_manifest(root / name).fingerprint for name in stage.reads()}
+  recorded = manifest.recorded_plan(root / stage.name)
+  inputs |= input_hashes(stage, {} if recorded is None else recorded.inputs)
   return manifest.Plan(type(stage).__name__, manifest.to_json(stage), inputs)
 
 
 def is_up_to_date(stage: Stage, root: Path) -> bool:
   """Whether `run` would do nothing. Raises StageError if the folder holds something else."""
-  return manifest.check_plan(root / stage.name, plan(stage, root))
-
-
-def status(stage: Stage, root: Path) -> str:
-  """What `run` would do, in words."""
-  if not all((root / name / manifest.MANIFEST).exists() for name in stage.reads()):
-    return 'would run'
-  try:
-    return 'up to date' if is_up_to_date(stage, root) else 'would run'
-  except manifest.StageError as error:
-    return str(error).splitlines()[0]
+  folder = root / stage.name
+  if not manifest.check_plan(folder, plan(stage, root)):
+    return False
+  for name in sorted(stage.unlisted - {'logs'}):
+    if not any((folder / name).glob('*')):
+      raise manifest.StageError(f'{folder / name} is gone: rebuild with --rebuild={stage.name}')
+  return True
 
 
 def run(stage: Stage, root: Path, hosts: Hosts = ONE) -> manifest.Manifest:
   """Brings the folder of one stage up to date and returns its manifest.
 
-  Every process of the run calls it; what there is to do is decided, and written, by process 0.
+  Every process of the run calls it; what there is to do is decided, and written, by process 0,
+  which holds the lock of the root meanwhile.
   """
   folder = root / stage.name
-  asked = plan(stage, root)
-  if not hosts.on_main(lambda: manifest.check_plan(folder, asked)):
-    hosts.on_main(lambda: manifest.begin(folder, asked))
-    build = lambda: stage.build(root, folder)
-    counts = build() if stage.on_all_hosts else hosts.on_main(build)
-    hosts.on_main(lambda: manifest.commit(folder, asked, counts, stage.unlisted))
+  if not hosts.on_main(lambda: is_up_to_date(stage, root)):
+    with contextlib.ExitStack() as stack:
+      hosts.on_main(lambda: stack.enter_context(root_lock.held(root)))
+      asked = plan(stage, root)
+      hosts.on_main(lambda: manifest.begin(folder, asked))
+      hosts.on_main(lambda: remove_partial(folder))
+      build = lambda: stage.build(root, folder)
+      counts = build() if stage.on_all_hosts else hosts.on_main(build)
+      hosts.on_main(lambda: manifest.commit(folder, asked, counts, stage.unlisted))
   return manifest.read_manifest(folder)
 
 
 def discard(stage: Stage, root: Path) -> None:
   """Deletes what a stage wrote."""
-  shutil.rmtree(root / stage.name, ignore_errors=True)
+  if (root / stage.name).exists():
+    shutil.rmtree(root / stage.name)

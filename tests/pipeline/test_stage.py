@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from instructretro_jax.pipeline import manifest, stage
-from instructretro_jax.pipeline.experiment import Experiment
+from instructretro_jax.pipeline import manifest, root_lock, stage
+from instructretro_jax.pipeline.experiment import Experiment, outcome
 from instructretro_jax.pipeline.experiment import run as run_experiment
 
 
@@ -48,6 +48,7 @@ def test_another_plan_is_refused_with_a_diff(tmp_path):
 def test_an_unfinished_stage_goes_on_only_with_its_own_plan(tmp_path):
   asked = stage.plan(Write(name='a', text='x'), tmp_path)
   manifest.begin(tmp_path / 'a', asked)
+  manifest.write_text(tmp_path / 'a' / 'half', 'of its work')
   with pytest.raises(manifest.StageError, match='another configuration'):
     stage.run(Write(name='a', text='y'), tmp_path)
   stage.run(Write(name='a', text='x'), tmp_path)
@@ -113,3 +114,105 @@ def test_a_run_stops_after_the_last_stage_chosen(tmp_path):
   experiment = Experiment(tuple(Write(name=name, text='') for name in 'abc'))
   run_experiment(experiment, tmp_path, stop='b', log=lambda _: None)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'b']
+
+
+def test_a_refused_attempt_that_left_nothing_can_be_changed(tmp_path):
+  manifest.begin(tmp_path / 'a', stage.plan(Write(name='a', text='x'), tmp_path))
+  assert stage.run(Write(name='a', text='y'), tmp_path).counts == {'length': 1}
+
+
+@pytest.mark.parametrize('content', ['', '{"plan": ', '[]', '{"plan": {"stage": 1}}'])
+@pytest.mark.parametrize('name', ['manifest.json', 'plan.json'])
+def test_a_damaged_record_is_named(tmp_path, name, content):
+  (tmp_path / 'a').mkdir()
+  (tmp_path / 'a' / name).write_text(content)
+  with pytest.raises(manifest.StageError, match=f'{name} is damaged.*--rebuild=a'):
+    stage.run(Write(name='a', text='x'), tmp_path)
+
+
+def test_what_a_kill_has_left_is_no_part_of_a_stage(tmp_path):
+  (tmp_path / 'a' / 'sub').mkdir(parents=True)
+  (tmp_path / 'a' / 'text.1234abcd.partial').write_text('half')
+  (tmp_path / 'a' / 'sub' / 'x.partial').mkdir()
+  assert set(stage.run(Write(name='a', text='x'), tmp_path).files) == {'text'}
+
+
+def three(text='x'):
+  return Experiment(
+    (
+      Write(name='a', text=text),
+      Write(name='b', text='y', after=('a',)),
+      Write(name='c', text='z', after=('b',)),
+    )
+  )
+
+
+def words(experiment, root, **chosen):
+  return [status.words for status in outcome(experiment, root, **chosen)]
+
+
+def test_what_a_run_would_do_is_told_downstream_too(tmp_path):
+  assert words(three(), tmp_path) == ['would run'] * 3
+  run_experiment(three(), tmp_path, log=lambda _: None)
+  assert words(three(), tmp_path) == ['up to date'] * 3
+  assert words(three(), tmp_path, rebuild=['b']) == [
+    'up to date',
+    'would run anew',
+    'would run anew',
+  ]
+  first, *others = words(three('other'), tmp_path)
+  assert first.endswith('was made with another configuration:')
+  assert others == ['not reached: a is refused'] * 2
+  stage.discard(three().stages[0], tmp_path)
+  assert words(three(), tmp_path) == [
+    'would run',
+    'up to date if a gives what it gave before',
+    'up to date if b gives what it gave before',
+  ]
+  with pytest.raises(manifest.StageError, match="no stage is named 'd'"):
+    words(three(), tmp_path, rebuild=['d'])
+
+
+def test_a_refused_run_leaves_the_recorded_configuration(tmp_path):
+  run_experiment(three(), tmp_path, operative='x', log=lambda _: None)
+  record = tmp_path / 'operative_config.gin'
+  with pytest.raises(manifest.StageError, match='another configuration'):
+    run_experiment(three('other'), tmp_path, operative='other', log=lambda _: None)
+  assert record.read_text() == 'x'
+  # what stands upstream of the chosen stages is compared as well
+  with pytest.raises(manifest.StageError, match='(?s)/a was made with another.*"other"'):
+    run_experiment(three('other'), tmp_path, start='b', operative='other', log=lambda _: None)
+  stage.discard(three().stages[0], tmp_path)
+  said = []
+  run_experiment(three('other'), tmp_path, only=['a'], operative='other', log=said.append)
+  assert record.read_text() == 'x'  # of which the others were made
+  assert said[-1] == 'operative_config.gin stays as it is; made with another configuration: b'
+
+
+def test_a_stage_that_reads_what_is_not_there_is_refused_before_anything_is_written(tmp_path):
+  with pytest.raises(manifest.StageError, match='b reads .*a, which holds no finished stage'):
+    run_experiment(three(), tmp_path / 'r', start='b', log=lambda _: None)
+  assert not (tmp_path / 'r').exists()
+
+
+def test_a_finished_root_may_be_read_only(tmp_path, monkeypatch):
+  run_experiment(three(), tmp_path, operative='x', log=lambda _: None)
+  refuse = lambda *args, **kwargs: (_ for _ in ()).throw(OSError(30, 'Read-only file system'))
+  monkeypatch.setattr(manifest, 'write_text', refuse)
+  monkeypatch.setattr(root_lock, 'held', refuse)
+  said = []
+  run_experiment(three(), tmp_path, operative='x', log=said.append)
+  assert said == ['a: up to date', 'b: up to date', 'c: up to date']
+
+
+class _Unlisted(Write):
+  unlisted = frozenset({'logs', 'checkpoints'})
+
+
+def test_checkpoints_that_are_gone_are_noticed(tmp_path):
+  member = _Unlisted(name='a', text='x')
+  (tmp_path / 'a' / 'checkpoints' / '3').mkdir(parents=True)
+  stage.run(member, tmp_path)
+  (tmp_path / 'a' / 'checkpoints' / '3').rmdir()
+  with pytest.raises(manifest.StageError, match='checkpoints is gone: rebuild'):
+    stage.run(member, tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from instructretro_jax.pipeline import stage
+from instructretro_jax.pipeline import manifest, stage
 from instructretro_jax.pipeline.array_store import StoredArray, write_shard
 from instructretro_jax.text import sources
 from instructretro_jax.text.chunks import Chunks, ChunkStore, chunk_text, split_into_chunks
@@ -117,8 +117,23 @@ def test_array_gathers_rows_of_any_shape(tmp_path):
   assert array[np.zeros((0, 2), int)].shape == (0, 2, 3)
   with pytest.raises(IndexError, match='20 rows'):
     array[np.array([20])]
-  with pytest.raises(FileNotFoundError, match="'y'"):
+  with pytest.raises(manifest.StageError, match="'y'"):
     StoredArray(tmp_path, 'y')
+
+
+def test_a_missing_shard_is_named(tmp_path):
+  for shard in range(3):
+    write_shard(tmp_path, 'x', shard, np.full((2, 1), shard, np.int32))
+  (tmp_path / 'x-00001.zarr').rename(tmp_path / 'elsewhere')
+  with pytest.raises(manifest.StageError, match='x-00001.zarr is missing .1 of 3 shards'):
+    StoredArray(tmp_path, 'x')
+
+
+def test_shards_are_in_the_order_of_their_numbers(tmp_path):
+  for shard in range(2):
+    write_shard(tmp_path, 'x', shard, np.full((1, 1), shard, np.int32))
+  (tmp_path / 'x-00000.zarr').rename(tmp_path / 'x-0.zarr')  # sorts behind x-00001 as text
+  assert StoredArray(tmp_path, 'x')[:].ravel().tolist() == [0, 1]
 
 
 def test_a_row_is_read_in_a_small_block(tmp_path):
