@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -20,6 +19,8 @@ from instructretro_jax.pipeline import manifest, stage
 from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.text.documents import MAX_DOCUMENT_BYTES, Document, Problems, Source
+from instructretro_jax.text.normalised import normalise_space
+from instructretro_jax.text.spool import Spool
 
 SPLITS = ('train', 'heldout')
 _SCHEMA = pa.schema([(name, pa.large_string()) for name in ('id', 'source', 'group', 'text')])
@@ -34,9 +35,9 @@ class Corpus(stage.Stage):
 
   What is written depends on the documents and not on the order in which the sources give them:
   the hash of the group says on which side a document is, the hash of the id in which shard and
-  where in it. Of documents with the same text the first by hash is kept. Documents that share an
-  id but not the text have a hash of the text added to the id. The sources are read once: the stage
-  does not notice a file of the user's that changes afterwards.
+  where in it. Of documents whose texts differ in white space alone the first by hash is kept.
+  Documents that share an id but not the text have a hash of the text added to the id. The sources
+  are read once: the stage does not notice a file of the user's that changes afterwards.
   """
 
   name: str = 'corpus'
@@ -66,7 +67,7 @@ class Corpus(stage.Stage):
     spool = folder / 'spool'
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir(parents=True)
-    num_read, first_ranks = self._spool_by_shard(spool, problems)
+    num_read, first_ranks = self._spool_by_shard(Spool(spool, self.num_shards), problems)
     id_counts = collections.Counter(_id_hash(rank) for rank in first_ranks.values())
     kept = _Kept()
     for shard in range(self.num_shards):
@@ -81,7 +82,12 @@ class Corpus(stage.Stage):
       for split, documents in parts.items():
         _write_shard(_shard_path(folder, split, shard), documents)
     shutil.rmtree(spool)
-    kept.check_splits(num_read, self.heldout_fraction, problems)
+    try:
+      kept.check(num_read, len(first_ranks), self.heldout_fraction, problems)
+    except manifest.StageError:
+      for path in folder.glob('*.parquet'):  # so that other fields may be tried
+        path.unlink()
+      raise
     return {
       **kept.to_json(),
       'duplicates': num_read - len(first_ranks),
@@ -91,36 +97,37 @@ class Corpus(stage.Stage):
   def _problems(self) -> Problems:
     return Problems(self.on_bad_input, max_document_bytes=self.max_document_bytes)
 
-  def _spool_by_shard(self, spool: Path, problems: Problems) -> tuple[int, dict[bytes, bytes]]:
+  def _spool_by_shard(self, spool: Spool, problems: Problems) -> tuple[int, dict[bytes, bytes]]:
     """Writes all documents to one file a shard; returns their number, and the first rank of a text.
 
     What stays in memory is the two hashes of each text, about 200 bytes.
     """
     num_read, first_ranks = 0, {}
     documents = itertools.chain.from_iterable(source.read(problems) for source in self.sources)
-    with contextlib.ExitStack() as stack:
-      paths = [spool / str(shard) for shard in range(self.num_shards)]
-      files = [stack.enter_context(path.open('w', encoding='utf-8')) for path in paths]
-      for document in Bar(documents, desc=self.name, unit=' documents'):
-        num_read += 1
-        rank, text_hash = self._rank(document), _sha256(document.text)
-        first_ranks[text_hash] = min(rank, first_ranks.get(text_hash, rank))
-        # The last bytes of the hash of the id, since the first ones order the shard.
-        shard = int.from_bytes(_id_hash(rank)[-8:], 'big') % self.num_shards
-        files[shard].write(json.dumps(dataclasses.asdict(document)) + '\n')
+    for document in Bar(documents, desc=self.name, unit=' documents'):
+      place = f'document {ascii(document.id)} of {ascii(document.source)}'
+      fields = dataclasses.astuple(document)
+      if not all(problems.accepts_unicode(text, place) for text in fields):
+        continue
+      num_read += 1
+      rank, text_hash = self._rank(document), _text_hash(document)
+      first_ranks[text_hash] = min(rank, first_ranks.get(text_hash, rank))
+      # The last bytes of the hash of the id, since the first ones order the shard.
+      shard = int.from_bytes(_id_hash(rank)[-8:], 'big') % self.num_shards
+      spool.add(shard, document)
+    spool.flush()
     return num_read, first_ranks
 
   def _distinct(
     self, path: Path, first_ranks: Mapping[bytes, bytes]
   ) -> list[tuple[bytes, bytes, Document]]:
     """(rank, hash of the text, document) of a spooled shard, in order, each text once."""
-    found = {}
-    with path.open(encoding='utf-8') as file:
-      for line in file:
-        document = Document(**json.loads(line))
-        rank, text_hash = self._rank(document), _sha256(document.text)
-        if first_ranks[text_hash] == rank:
-          found[rank, text_hash] = document
+    found: dict[tuple[bytes, bytes], Document] = {}
+    for document in Spool.read(path):
+      rank, text_hash = self._rank(document), _text_hash(document)
+      if first_ranks[text_hash] == rank:
+        other = found.get((rank, text_hash), document)  # the same id twice, spaced differently
+        found[rank, text_hash] = min(document, other, key=lambda one: one.text)
     return [(*key, found[key]) for key in sorted(found)]
 
   def _rank(self, document: Document) -> bytes:
@@ -171,12 +178,19 @@ class _Kept:
     self._counts[split].update(documents=1, bytes=num_bytes)
     self._by_source[document.source].update({f'{split}_documents': 1, f'{split}_bytes': num_bytes})
 
-  def check_splits(self, num_read: int, heldout_fraction: float, problems: Problems) -> None:
-    """Raises StageError if one split has no document."""
+  def check(
+    self, num_read: int, num_distinct: int, heldout_fraction: float, problems: Problems
+  ) -> None:
+    """Raises StageError if one split has no document, or documents were lost on the way."""
     sizes = {split: self._counts[split]['documents'] for split in SPLITS}
     if not num_read:
       raise manifest.StageError(
         f'the sources gave no document; bad input: {json.dumps(problems.to_json())}'
+      )
+    if sum(sizes.values()) != num_distinct:
+      raise manifest.StageError(
+        f'{sum(sizes.values())} of {num_distinct} documents came back from the disk: something '
+        'else writes to this folder, or the disk is damaged'
       )
     for split, size in sizes.items():
       if not size:
@@ -196,6 +210,11 @@ class _Kept:
 
 def _sha256(text: str) -> bytes:
   return hashlib.sha256(text.encode()).digest()
+
+
+def _text_hash(document: Document) -> bytes:
+  """Equal for texts that differ in white space alone."""
+  return _sha256(normalise_space(document.text))
 
 
 def _id_hash(rank: bytes) -> bytes:

@@ -59,6 +59,7 @@ class Problems:
 
   def report(self, kind: str, place: str, detail: str) -> None:
     """Records one bad input, e.g. report('not_json', 'a.jsonl:7', 'Expecting value')."""
+    place = place.encode('utf-8', 'backslashreplace').decode()
     if self._policy == 'refuse':
       raise manifest.StageError(
         f"{place}: {kind}: {detail}. Mend it, or skip such input with on_bad_input = 'skip'."
@@ -66,6 +67,15 @@ class Problems:
     self._counts[kind] += 1
     if len(self._examples) < self._max_examples:
       self._examples.append(f'{place}: {kind}: {detail}')
+
+  def accepts_unicode(self, name: str, place: str) -> bool:
+    """Whether an id, a group or the name of a file has only whole characters; reports it if not."""
+    try:
+      name.encode()
+    except UnicodeEncodeError:
+      self.report('broken_utf8', place, f'{ascii(name)[:80]} has half a character')
+      return False
+    return True
 
   def accepts(self, text: str, place: str) -> bool:
     """Whether a text can be a document; reports it if it is empty, too long or not Unicode."""

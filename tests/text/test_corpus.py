@@ -2,11 +2,12 @@
 
 import dataclasses
 import hashlib
+import resource
 
 import pytest
 
 from instructretro_jax.pipeline import manifest, stage
-from instructretro_jax.text import corpus
+from instructretro_jax.text import corpus, spool
 from instructretro_jax.text.documents import Document
 from instructretro_jax.text.sources import JsonLines
 
@@ -175,3 +176,55 @@ def test_a_missing_shard_or_corpus_is_named(tmp_path):
     next(corpus.read_documents(tmp_path / 'corpus', 'test', 0))
   with pytest.raises(manifest.StageError, match='holds no corpus'):
     corpus.num_shards(tmp_path)
+
+
+def test_copies_that_differ_in_white_space_are_one_text(tmp_path):
+  forms = ('a\nb {}', 'a\r\nb {}', 'a\nb {}\n', ' a  b {}')
+  rows = tuple(
+    (f'{n}-{k}', form.format(n), 's', '') for n in range(30) for k, form in enumerate(forms)
+  )
+  assert build(tmp_path, Given(rows)).counts['duplicates'] == 90
+  held, trained = ({' '.join(d.text.split()) for d in flat(tmp_path, s)} for s in corpus.SPLITS)
+  assert len(held) + len(trained) == 30 and not held & trained
+
+
+def test_one_id_spaced_differently_does_not_depend_on_the_order_of_reading(tmp_path):
+  rows = (*ROWS, ('d0', 'text  0', 's0', 'g0'))
+  one, other = (
+    build(tmp_path / name, Given(order)).fingerprint
+    for name, order in (('a', rows), ('b', rows[::-1]))
+  )
+  manifests = [manifest.read_manifest(tmp_path / name / 'corpus') for name in 'ab']
+  assert manifests[0].files == manifests[1].files and one and other
+
+
+def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch):
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+  monkeypatch.setattr(spool, '_WAITING_CHARS', 1000)
+  try:
+    counts = build(tmp_path, Given(ROWS), num_shards=150).counts
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  assert counts['train']['documents'] + counts['heldout']['documents'] == 200
+
+
+def test_documents_that_are_lost_on_the_disk_are_noticed(tmp_path, monkeypatch):
+  whole = spool.Spool.read
+  monkeypatch.setattr(spool.Spool, 'read', lambda path: list(whole(path))[1:])
+  with pytest.raises(manifest.StageError, match='197 of 200 documents came back'):
+    build(tmp_path, Given(ROWS))
+
+
+def test_other_fields_may_be_tried_after_a_refusal(tmp_path):
+  with pytest.raises(manifest.StageError, match='change heldout_fraction'):
+    build(tmp_path, Given(ROWS[:2]), heldout_fraction=1e-6)
+  build(tmp_path, Given(ROWS[:40]), heldout_fraction=0.5)
+
+
+@pytest.mark.parametrize('field', range(4))
+def test_half_a_character_in_any_field_is_one_problem(tmp_path, field):
+  bad = ['x', 'x', 'x', 'x']
+  bad[field] = 'cut \ud83d'
+  counts = build(tmp_path, Given((*ROWS, tuple(bad)))).counts
+  assert sum(counts['problems']['counts'].values()) == 1

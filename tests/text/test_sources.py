@@ -2,15 +2,18 @@
 
 import gzip
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.text.documents import Problems
-from instructretro_jax.text.sources import JsonLines, Parquet, TextFiles, TfdsText, matching_files
+from instructretro_jax.text.files import matching_files
+from instructretro_jax.text.sources import Arrow, JsonLines, Parquet, TextFiles, TfdsText
 
 
 def read(source, **limits):
@@ -155,3 +158,85 @@ def test_tfds(tmp_path):
   assert problems['counts'] == {'missing_text': 3}
   with pytest.raises(manifest.StageError, match="'tiny', split 'test'"):
     read(TfdsText('tiny', split='test', data_dir=str(tmp_path)))
+
+
+def test_zst_and_capital_suffixes_are_unpacked(tmp_path):
+  line = json.dumps({'text': 'packed'}).encode() + b'\n'
+  frames = zstandard.compress(line) + zstandard.compress(line)
+  (tmp_path / 'a.jsonl.zst').write_bytes(frames)
+  (tmp_path / 'b.jsonl.GZ').write_bytes(gzip.compress(line))
+  (tmp_path / 'c.jsonl.zst').write_bytes(zstandard.compress(line * 9999)[:-9])
+  documents, problems = read(JsonLines(str(tmp_path / '*')))
+  assert [d.id for d in documents][:3] == ['a.jsonl.zst:1', 'a.jsonl.zst:2', 'b.jsonl.GZ:1']
+  assert problems['counts'] in ({'broken_file': 1}, {'not_json': 1})
+  (tmp_path / 'd.txt.zst').write_bytes(zstandard.compress(b'a text'))
+  assert read(TextFiles(str(tmp_path / 'd.*')))[0][0].text == 'a text'
+
+
+@pytest.mark.parametrize('source', [TextFiles, JsonLines, Parquet, Arrow])
+def test_a_file_that_may_not_be_read_is_one_problem(tmp_path, source, monkeypatch):
+  path = tmp_path / 'secret'
+  path.write_text('x')
+
+  def refuse(*args, **kwargs):
+    raise PermissionError(13, 'Permission denied', str(path))
+
+  monkeypatch.setattr(type(path), 'open', refuse)  # rights do not stop every user
+  monkeypatch.setattr(pq, 'ParquetFile', refuse)
+  monkeypatch.setattr(pa, 'memory_map', refuse)
+  documents, problems = read(source(str(tmp_path / '*')))
+  assert not documents and problems['counts'] == {'unreadable_file': 1}
+  assert 'Permission denied' in problems['examples'][0]
+
+
+@pytest.mark.parametrize('source', [TextFiles, JsonLines])
+def test_a_file_name_that_is_not_utf8_is_one_problem(tmp_path, source):
+  bad = os.fsencode(tmp_path) + b'/caf\xe9.jsonl'
+  with open(bad, 'wb') as file:
+    file.write(b'{"text": "x"}')
+  (tmp_path / 'good.jsonl').write_text('{"text": "y"}')
+  documents, problems = read(source(str(tmp_path / '*.jsonl')))
+  assert len(documents) == 1 and problems['counts'] == {'broken_utf8': 1}
+  assert '\\udce9' in problems['examples'][0]
+
+
+def test_an_id_with_half_a_character_is_one_problem(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_text('{"id": "bad\\ud83d", "text": "fine"}\n{"id": "good", "text": "fine too"}')
+  documents, problems = read(JsonLines(str(path), id_key='id'))
+  assert [d.id for d in documents] == ['good']
+  assert problems['counts'] == {'broken_utf8': 1}
+  assert problems['examples'][0].startswith(f'{path}:1: ')
+
+
+def test_brackets_in_a_path_that_exists_are_no_wildcard(tmp_path):
+  folder = tmp_path / 'docs [1]'
+  folder.mkdir()
+  (folder / 'a [2].txt').write_text('x')
+  (folder / 'b.txt').write_text('y')
+  assert [name for name, _ in matching_files(str(folder / '*.txt'))] == ['a [2].txt', 'b.txt']
+  assert [name for name, _ in matching_files(str(folder / 'a [2].txt'))] == ['a [2].txt']
+  assert [name for name, _ in matching_files(str(folder / '[b].txt'))] == ['b.txt']
+
+
+@pytest.mark.parametrize(
+  'kind', [pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.large_binary()]
+)
+def test_columns_of_every_kind_of_string(tmp_path, kind):
+  values = pa.array([b'one' if pa.types.is_large_binary(kind) else 'one', None]).cast(kind)
+  table = pa.table({'text': values})
+  pq.write_table(table, tmp_path / 'a.parquet')
+  for name, write in (('a.arrow', pa.ipc.new_stream), ('b.arrow', pa.ipc.new_file)):
+    with write(tmp_path / name, table.schema) as writer:
+      writer.write_table(table)
+  for source in (Parquet(str(tmp_path / '*.parquet')), Arrow(str(tmp_path / '*.arrow'))):
+    documents, problems = read(source)
+    assert {d.text for d in documents} == {'one'}
+    assert set(problems['counts']) == {'missing_text'}
+
+
+def test_a_damaged_arrow_file_is_one_problem(tmp_path):
+  (tmp_path / 'a.arrow').write_bytes(b'ARROW1\0\0 cut short')
+  (tmp_path / 'b.arrow').write_bytes(b'')
+  documents, problems = read(Arrow(str(tmp_path / '*.arrow')))
+  assert not documents and problems['counts'] == {'broken_file': 2}
