@@ -153,6 +153,15 @@ def commit(folder: Path, plan: Plan, counts: Mapping[str, Any], unlisted: frozen
   (folder / _PLAN).unlink(missing_ok=True)
 
 
+def check_count(folder: Path, what: str, found: int, expected: int) -> None:
+  """Raises StageError if a stage has written more or fewer of something than it has read."""
+  if found != expected:
+    raise StageError(
+      f'{folder} has {found} {what} where {expected} were read: something else writes to it, or '
+      f'the disk is damaged; rebuild with --rebuild={folder.name}'
+    )
+
+
 def wrong_files(folder: Path) -> Iterator[str]:
   """Reads every file that a manifest lists; yields what is wrong with each, in words."""
   for name, entry in read_manifest(folder).files.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.array_store import StoredArray, has_shard, write_shard
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
@@ -60,6 +61,7 @@ class Embeddings(Stage):
           else:
             bar.update(high - low)
         embeddings_MS = StoredArray(folder, f'{split}-embeddings')
+        manifest.check_count(folder, f'{split} vectors', len(embeddings_MS), len(store))
         counts[split] = {'vectors': len(embeddings_MS), 'width': embeddings_MS.shape[1]}
     return counts
 

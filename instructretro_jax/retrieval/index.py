@@ -17,18 +17,23 @@ _PAIRS_PER_BLOCK = 1 << 15
 _ROUNDING = 1e-5
 
 
-class Index(Protocol):
+class Searches(Protocol):
   """Finds the database vectors with the largest inner products."""
-
-  @classmethod
-  def build(cls, vectors_MS: np.ndarray) -> Self:
-    """An index whose ids are the rows of the vectors."""
 
   def search(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best of each query, best first, equal scores by id.
 
     Returns: ids_QK int64 and scores_QK float32; -1 and -inf where there are fewer than k.
     """
+    ...
+
+
+class Index(Searches, Protocol):
+  """What is built of vectors, saved and loaded."""
+
+  @classmethod
+  def build(cls, vectors_MS: np.ndarray) -> Self:
+    """An index whose ids are the rows of the vectors."""
 
   def save(self, folder: Path) -> None:
     """Writes the index to a new folder, which may be moved or copied afterwards."""
@@ -49,8 +54,18 @@ class ExactIndex:
     """Keeps the vectors as they are."""
     return cls(np.ascontiguousarray(vectors_MS, np.float32))
 
-  def search(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """As Index.search; every inner product is formed."""
+  def search(
+    self,
+    queries_QS: np.ndarray,
+    k: int,
+    owner_M: np.ndarray | None = None,
+    own_Q: np.ndarray | None = None,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """As Index.search; every inner product is formed.
+
+    Args:
+      owner_M, own_Q: given both, a query does not find the vectors that its own owner has.
+    """
     queries_QS = np.ascontiguousarray(queries_QS, np.float32)
     M, Q = len(self._vectors_MS), len(queries_QS)
     ids_QK, scores_QK = np.full((Q, k), -1, np.int64), np.full((Q, k), -np.inf, np.float32)
@@ -59,17 +74,22 @@ class ExactIndex:
     step = max(1, _SCORES_PER_BLOCK // M)
     for start in Bar(range(0, Q, step), desc='exact search', disable=step >= Q, leave=False):
       block = slice(start, start + step)
-      ids_QK[block], scores_QK[block] = self._search_block(queries_QS[block], k)
+      scores_QM = queries_QS[block] @ self._vectors_MS.T
+      if owner_M is not None and own_Q is not None:
+        scores_QM[owner_M == own_Q[block, None]] = -np.inf
+      ids_QK[block], scores_QK[block] = self._best(queries_QS[block], scores_QM, k)
     return ids_QK, scores_QK
 
-  def _search_block(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    scores_QM = queries_QS @ self._vectors_MS.T
+  def _best(
+    self, queries_QS: np.ndarray, scores_QM: np.ndarray, k: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The k best by sums formed in one order, of those that may be by the scores given."""
     M = scores_QM.shape[1]
+    may_be_QM = np.isfinite(scores_QM)
     if k < M:
       least_Q = np.partition(scores_QM, M - k, axis=1)[:, M - k]
-      rows, ids = np.nonzero(scores_QM >= least_Q[:, None] - _ROUNDING)
-    else:
-      rows, ids = (grid.ravel() for grid in np.indices(scores_QM.shape))
+      may_be_QM &= scores_QM >= least_Q[:, None] - _ROUNDING
+    rows, ids = np.nonzero(may_be_QM)
     scores = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), _PAIRS_PER_BLOCK):
       pairs = slice(start, start + _PAIRS_PER_BLOCK)
@@ -105,7 +125,7 @@ def best_of(
 
 
 def search_shards(
-  shards: Iterable[tuple[int, Index]], queries_QS: np.ndarray, k: int
+  shards: Iterable[tuple[int, Searches]], queries_QS: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Searches (first id, index) one after the other and keeps the k best of all."""
   ids_QK = np.full((len(queries_QS), k), -1, np.int64)

@@ -12,7 +12,6 @@ from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.quiet import without_native_notes
 from instructretro_jax.retrieval.index import best_of
 
-MAX_K = 200  # hits that one search may ask for
 MIN_VECTORS = 16  # the codes of hashing have 4 bits
 _REORDERED = 200  # candidates re-scored exactly, or 3 k where that is more
 _QUERIES_PER_BLOCK = 4096
@@ -69,9 +68,7 @@ class ScannIndex:
       return cls(builder.reorder(_REORDERED).build())
 
   def search(self, queries_QS: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """As Index.search. Raises ValueError if k is above MAX_K."""
-    if k > MAX_K:
-      raise ValueError(f'k={k}: ScaNN is asked for at most {MAX_K} hits; use the exact index')
+    """As Index.search; fewer than k where the leaves searched hold fewer."""
     queries_QS = np.ascontiguousarray(queries_QS, np.float32)
     Q = len(queries_QS)
     ids_QK, scores_QK = np.full((Q, k), -1, np.int64), np.full((Q, k), -np.inf, np.float32)

@@ -62,6 +62,8 @@ class Chunks(Stage):
     counts = {'chunk_len': self.chunk_len}
     for split in SPLITS:
       store = ChunkStore(folder, split)
+      num_documents = corpus.num_documents(root / self.corpus, split)
+      manifest.check_count(folder, f'{split} documents', store.num_documents, num_documents)
       length_M = store.length[:]
       counts[split] = {
         'documents': store.num_documents,

@@ -83,7 +83,8 @@ class Corpus(stage.Stage):
         _write_shard(_shard_path(folder, split, shard), documents)
     shutil.rmtree(spool)
     try:
-      kept.check(num_read, len(first_ranks), self.heldout_fraction, problems)
+      manifest.check_count(folder, 'documents', kept.num_documents, len(first_ranks))
+      kept.check_splits(num_read, self.heldout_fraction, problems)
     except manifest.StageError:
       for path in folder.glob('*.parquet'):  # so that other fields may be tried
         path.unlink()
@@ -149,6 +150,12 @@ def num_shards(folder: Path) -> int:
   return found
 
 
+def num_documents(folder: Path, split: str) -> int:
+  """Documents of a split, as its files say."""
+  paths = [_shard_path(folder, split, shard) for shard in range(num_shards(folder))]
+  return sum(pq.read_metadata(path).num_rows for path in paths)
+
+
 def read_documents(folder: Path, split: str, shard: int) -> Iterator[Document]:
   """Yields the documents of one shard in order, a few at a time in memory; a shard may be empty.
 
@@ -178,19 +185,16 @@ class _Kept:
     self._counts[split].update(documents=1, bytes=num_bytes)
     self._by_source[document.source].update({f'{split}_documents': 1, f'{split}_bytes': num_bytes})
 
-  def check(
-    self, num_read: int, num_distinct: int, heldout_fraction: float, problems: Problems
-  ) -> None:
-    """Raises StageError if one split has no document, or documents were lost on the way."""
+  @property
+  def num_documents(self) -> int:
+    return sum(counts['documents'] for counts in self._counts.values())
+
+  def check_splits(self, num_read: int, heldout_fraction: float, problems: Problems) -> None:
+    """Raises StageError if one split has no document."""
     sizes = {split: self._counts[split]['documents'] for split in SPLITS}
     if not num_read:
       raise manifest.StageError(
         f'the sources gave no document; bad input: {json.dumps(problems.to_json())}'
-      )
-    if sum(sizes.values()) != num_distinct:
-      raise manifest.StageError(
-        f'{sum(sizes.values())} of {num_distinct} documents came back from the disk: something '
-        'else writes to this folder, or the disk is damaged'
       )
     for split, size in sizes.items():
       if not size:

@@ -14,7 +14,6 @@ import pytest
 from instructretro_jax.retrieval.index import ExactIndex
 from instructretro_jax.retrieval.recall import recall_at
 from instructretro_jax.retrieval.scann_index import (
-  MAX_K,
   MIN_VECTORS,
   ScannIndex,
   choose_parameters,
@@ -92,9 +91,12 @@ def test_too_few_vectors_are_refused():
     ScannIndex.build(_clusters(3_000, 32)[:15])
 
 
-def test_too_many_hits_are_refused():
-  with pytest.raises(ValueError, match=f'k={MAX_K + 1}: .* at most {MAX_K}'):
-    _built().search(_clusters(12_000, 64)[:1], MAX_K + 1)
+def test_more_hits_than_the_leaves_searched_hold_are_missing():
+  ids, scores = _built().search(_clusters(12_000, 64)[:2], 11_000)
+  found = ids >= 0
+  assert (found.sum(axis=1) > 1000).all() and not found[:, -1].any()
+  assert all(len(set(row[keep])) == keep.sum() for row, keep in zip(ids, found))
+  assert np.isfinite(scores[found]).all()
 
 
 @pytest.mark.parametrize('num_vectors', [1, 100, 10_000, 10_000_000])

@@ -212,7 +212,7 @@ def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch):
 def test_documents_that_are_lost_on_the_disk_are_noticed(tmp_path, monkeypatch):
   whole = spool.Spool.read
   monkeypatch.setattr(spool.Spool, 'read', lambda path: list(whole(path))[1:])
-  with pytest.raises(manifest.StageError, match='197 of 200 documents came back'):
+  with pytest.raises(manifest.StageError, match='197 documents where 200 were read'):
     build(tmp_path, Given(ROWS))
 
 
