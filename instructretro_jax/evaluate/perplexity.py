@@ -20,6 +20,7 @@ from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.fields import MAY_BE_0
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.report.categories import KINDS, RUN_RANGES
@@ -53,7 +54,7 @@ class Perplexity(Stage):
   num_sequences: int
   batch_size: int = 8
   mesh: MeshConfig = ONE_DEVICE
-  num_viewed: int = 6
+  num_viewed: int = dataclasses.field(default=6, metadata=MAY_BE_0)
   seed: int = 0
 
   def reads(self) -> tuple[str, ...]:

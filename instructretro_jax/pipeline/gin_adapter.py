@@ -10,12 +10,15 @@ from typing import TextIO, TypeVar
 
 import gin
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.fields import wrong_fields
 
 T = TypeVar('T')
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # holds gin/ and experiments/: a folder of the installed package, or the root of a checkout
 SHIPPED = _PACKAGE / 'configs' if (_PACKAGE / 'configs').is_dir() else _PACKAGE.parent
+
+_MOST_SHOWN = 5  # wrong fields
 
 # Begins the value of a macro that says which file is missing. Macros that refer to it are those
 # which that file gives: SIZE = 'REQUIRED: ...', BATCH_SIZE = %SIZE.
@@ -55,7 +58,10 @@ def configure(
     if placeholder is not None:
       gin.parse_config([f'{name} = {placeholder!r}' for name in _missing_macros()[0]])
     _check_macros()
-    return configured(), gin.operative_config_str()
+    made = configured()
+    if wrong := list(wrong_fields(made, function.__name__)):
+      raise manifest.StageError('; '.join(wrong[:_MOST_SHOWN]))
+    return made, gin.operative_config_str()
   except (
     ValueError,
     RuntimeError,
