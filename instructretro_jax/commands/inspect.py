@@ -12,7 +12,13 @@ from instructretro_jax.commands.paths import EXISTING_FOLDER
 @click.command()
 @click.argument('folder', type=EXISTING_FOLDER)
 @click.option('--chunk', type=int, help='Print this chunk and its neighbours (run folder).')
-@click.option('--split', default='heldout', show_default=True, help='Split of --chunk.')
+@click.option(
+  '--split',
+  default='heldout',
+  show_default=True,
+  type=click.Choice(['train', 'heldout']),
+  help='Split of --chunk.',
+)
 def inspect(folder: Path, chunk: int | None, split: str) -> None:
   """Prints a stage folder in words, or a chunk of a run folder with its neighbours.
 

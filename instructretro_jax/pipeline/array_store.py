@@ -43,14 +43,9 @@ def write_shard(folder: Path, name: str, shard: int, array: np.ndarray) -> None:
   }
   with atomic(path) as partial:
     spec['kvstore'] = {'driver': 'file', 'path': str(partial)}
-    try:
-      store = ts.open(spec, create=True, delete_existing=True).result()
-      if array.size:
-        store.write(array).result()
-    except ValueError as error:  # TensorStore's, of what the operating system refuses
-      raise StageError(
-        f'{path} cannot be written ({error}): make room or correct the rights, and start again'
-      ) from error
+    store = ts.open(spec, create=True, delete_existing=True).result()
+    if array.size:
+      store.write(array).result()
 
 
 def _rows_per_block(array: np.ndarray) -> int:

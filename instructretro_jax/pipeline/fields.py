@@ -54,8 +54,8 @@ def _fits(value: Any, hint: Any) -> bool:
     return hint is Any or bool in (hint, *typing.get_args(hint))
   try:
     return is_bearable(value, hint, conf=_CONF)
-  except BeartypeException:  # a protocol, which cannot be looked at
-    return True
+  except BeartypeException:  # a protocol, or a tuple of some, whose members cannot be looked at
+    return isinstance(value, typing.get_origin(hint) or object)
 
 
 def _as_tuples(value: Any) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import inspect
+import os
 from pathlib import Path
 import shutil
 from typing import Any, ClassVar
@@ -81,10 +83,22 @@ def run(stage: Stage, root: Path, hosts: Hosts = ONE) -> manifest.Manifest:
       asked = plan(stage, root)
       hosts.on_main(lambda: manifest.begin(folder, asked))
       hosts.on_main(lambda: remove_partial(folder))
-      build = lambda: stage.build(root, folder)
+      build = lambda: _build(stage, root, folder)
       counts = build() if stage.on_all_hosts else hosts.on_main(build)
       hosts.on_main(lambda: manifest.commit(folder, asked, counts, stage.unlisted))
   return manifest.read_manifest(folder)
+
+
+def _build(stage: Stage, root: Path, folder: Path) -> dict[str, Any]:
+  """As Stage.build; a full disk, which libraries report each in its own way, is a StageError."""
+  try:
+    return stage.build(root, folder)
+  except Exception as error:
+    if os.strerror(errno.ENOSPC) not in str(error):
+      raise
+    raise manifest.StageError(
+      f'the disk of {folder} is full: make room and start again, what is finished is kept'
+    ) from error
 
 
 def discard(stage: Stage, root: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import scann
 
+from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.quiet import without_native_notes
 from instructretro_jax.retrieval.index import best_of
@@ -91,7 +92,12 @@ class ScannIndex:
   def save(self, folder: Path) -> None:
     """Writes the searcher's files to a new folder."""
     folder.mkdir(parents=True)
-    self._searcher.serialize(str(folder), relative_path=True)  # so that it may be moved
+    try:
+      self._searcher.serialize(str(folder), relative_path=True)  # so that it may be moved
+    except RuntimeError as error:
+      raise StageError(
+        f'{folder} cannot be written ({error}): make room or correct the rights, and start again'
+      ) from error
 
   @classmethod
   def load(cls, folder: Path) -> ScannIndex:

@@ -1,10 +1,13 @@
 """Stage folders: idempotent, refused on mismatch, resumed."""
 
 import dataclasses
+import subprocess
 
+import numpy as np
 import pytest
 
 from instructretro_jax.pipeline import manifest, root_lock, stage
+from instructretro_jax.pipeline.array_store import write_shard
 from instructretro_jax.pipeline.experiment import Experiment, outcome
 from instructretro_jax.pipeline.experiment import run as run_experiment
 
@@ -216,3 +219,27 @@ def test_checkpoints_that_are_gone_are_noticed(tmp_path):
   (tmp_path / 'a' / 'checkpoints' / '3').rmdir()
   with pytest.raises(manifest.StageError, match='checkpoints is gone: rebuild'):
     stage.run(member, tmp_path)
+
+
+class _Fills(Write):
+  def build(self, root, folder):
+    write_shard(folder, 'x', 0, np.random.default_rng(0).normal(size=(4000, 64)))
+    return {}
+
+
+def test_a_full_disk_is_named_and_the_stage_goes_on_once_there_is_room(tmp_path):
+  small = tmp_path / 'small'
+  small.mkdir()
+  mounted = subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', 'size=400k', 'tmpfs', small], capture_output=True
+  )
+  if mounted.returncode:
+    pytest.skip('no file system can be mounted here')
+  try:
+    with pytest.raises(manifest.StageError, match='the disk of .*/a is full: make room'):
+      stage.run(_Fills(name='a', text=''), small)
+    subprocess.run(['mount', '-o', 'remount,size=40m', small], check=True)
+    assert stage.run(_Fills(name='a', text=''), small).files
+    assert not list((small / 'a').rglob('*.partial'))
+  finally:
+    subprocess.run(['umount', small], check=True)
