@@ -46,7 +46,9 @@ def test_every_field_of_every_stage_is_held_to_its_annotation(quickstart):
         object.__setattr__(one, field.name, value)
         found = list(wrong_fields(quickstart, 'run'))
         object.__setattr__(one, field.name, given)
-        assert [f.split(' = ')[0] for f in found] == [f'{place}.{field.name}'], (place, value)
+        names = {line.split(' = ')[0] for line in found}  # stages may share what they hold
+        assert f'{place}.{field.name}' in names, (place, value)
+        assert {name.rpartition('.')[2] for name in names} == {field.name}
         seen += 1
   assert seen > 300
   assert not list(wrong_fields(quickstart, 'run'))
