@@ -32,6 +32,16 @@ def input_hashes(configured: Any, recorded: Mapping[str, str]) -> dict[str, str]
   return gone | found
 
 
+def refuse_changed(configured: Any, recorded: Mapping[str, str], folder: Path) -> None:
+  """Raises StageError if a file of a dataclass is not as it was when a folder was made of it."""
+  for key, sha256 in input_hashes(configured, {}).items():
+    if recorded.get(key, sha256) != sha256:
+      raise manifest.StageError(
+        f'{key} has changed since {folder} was made of it: put the old one back, or rebuild with '
+        f'--rebuild={folder.name}'
+      )
+
+
 def content_sha256(path: Path) -> str:
   """The sha256 of a file, read anew only if its size or its time of change is another."""
   status = path.stat()

@@ -81,6 +81,9 @@ class Checkpoint:
   tokenizer: tokenizers.Tokenizer
 
 
+_FILES = ('config.json', 'model.safetensors', 'tokenizer.json')
+
+
 @functools.lru_cache(maxsize=1)
 def read_checkpoint(path: str | None = None) -> Checkpoint:
   """Reads a folder with config.json, model.safetensors, tokenizer.json; MiniLM where None.
@@ -93,8 +96,13 @@ def read_checkpoint(path: str | None = None) -> Checkpoint:
   return _read(Path(path).expanduser())
 
 
+def checkpoint_files(path: str | None) -> tuple[Path, ...]:
+  """The files of a BERT checkpoint that are read; none of the packaged one."""
+  return () if path is None else tuple(Path(path).expanduser() / name for name in _FILES)
+
+
 def _read(folder: Path | zipfile.Path) -> Checkpoint:
-  for name in ('config.json', 'model.safetensors', 'tokenizer.json'):
+  for name in _FILES:
     if not (folder / name).exists():
       raise manifest.StageError(f'{folder} has no {name}: give the folder of a BERT checkpoint')
   config = json.loads((folder / 'config.json').read_text())
@@ -151,6 +159,10 @@ class MiniLm:
   path: str | None = None
   batch_size: int = 64
   max_tokens: int = 256
+
+  def input_files(self) -> tuple[Path, ...]:
+    """Those of the checkpoint."""
+    return checkpoint_files(self.path)
 
   def fit(self, texts: Iterable[str], folder: Path) -> None:
     """Nothing: it needs no statistics of the database."""

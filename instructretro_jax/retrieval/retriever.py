@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import content, manifest
 from instructretro_jax.retrieval import embedder
 from instructretro_jax.retrieval.embedder import EmbedTexts
 from instructretro_jax.retrieval.index import ShardedIndex
@@ -89,14 +89,17 @@ def open_retriever(
 ) -> LiveRetriever:
   """The retriever of a run folder, with the stages that its stage `index` was made of.
 
-  Raises StageError if one of them is not there.
+  Raises StageError if one of them is not there, or a file of the embedder has changed.
   """
   embeddings = root / manifest.read_manifest(root / index).plan.arguments['embeddings']
-  arguments = manifest.read_manifest(embeddings).plan.arguments
+  made = manifest.read_manifest(embeddings).plan
+  arguments = made.arguments
+  embeds = embedder.from_manifest(arguments['embedder'])
+  content.refuse_changed(embeds, made.inputs, embeddings)
   return LiveRetriever(
     ChunkStore(root / arguments['chunks'], 'train'),
     vocabulary.load(root / arguments['vocabulary']),
-    embedder.from_manifest(arguments['embedder']).load(embeddings),
+    embeds.load(embeddings),
     open_index(root / index),
     model_vocab,
   )

@@ -13,7 +13,7 @@ import scipy.sparse
 
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.retrieval.embedder import EmbedTexts, normalize
-from instructretro_jax.retrieval.minilm import Checkpoint, read_checkpoint
+from instructretro_jax.retrieval.minilm import Checkpoint, checkpoint_files, read_checkpoint
 
 IDF_FILE = 'idf.npy'
 _TEXTS_PER_BLOCK = 4096
@@ -42,6 +42,10 @@ class WordVectors:
   """
 
   path: str | None = None
+
+  def input_files(self) -> tuple[Path, ...]:
+    """Those of the checkpoint."""
+    return checkpoint_files(self.path)
 
   def fit(self, texts: Iterable[str], folder: Path) -> None:
     """Writes the idf of every word piece. Raises StageError if there is no text at all."""

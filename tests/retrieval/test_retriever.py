@@ -1,13 +1,16 @@
 """Neighbours of a text from the stages of a run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from instructretro_jax.pipeline import manifest, stage
+from instructretro_jax.retrieval.embeddings import Embeddings
 from instructretro_jax.retrieval.index_stage import BuildIndex
 from instructretro_jax.retrieval.retriever import open_retriever
+from instructretro_jax.retrieval.word_vectors import WordVectors
 from instructretro_jax.text import vocabulary
 from instructretro_jax.text.chunks import ChunkStore, chunk_text
 
@@ -60,3 +63,18 @@ def test_what_is_missing_is_named(run):
   path.write_text(json.dumps(content))
   with pytest.raises(manifest.StageError, match='the embedder Mine is none of'):
     open_retriever(run, vocab)
+
+
+def test_an_embedder_that_changed_since_is_refused(run, bert_folder, tmp_path):
+  mine = shutil.copytree(bert_folder, tmp_path / 'bert')
+  embeddings = Embeddings(name='of_mine', embedder=WordVectors(str(mine)))
+  stage.run(embeddings, run)
+  stage.run(BuildIndex(name='index_of_mine', embeddings='of_mine', recall_queries=4), run)
+  vocab = vocabulary.load(run / 'vocabulary')
+  open_retriever(run, vocab, 'index_of_mine')
+  config = json.loads((mine / 'config.json').read_text())
+  (mine / 'config.json').write_text(json.dumps(config | {'layer_norm_eps': 1e-6}))
+  with pytest.raises(manifest.StageError, match='file .*config.json has changed since .*of_mine'):
+    open_retriever(run, vocab, 'index_of_mine')
+  with pytest.raises(manifest.StageError, match='another configuration'):
+    stage.is_up_to_date(embeddings, run)
