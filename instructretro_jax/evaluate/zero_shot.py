@@ -116,10 +116,10 @@ class ZeroShot(Stage):
   def _passages_of(self, root: Path, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
     """The passages of each question by its id, best first."""
     if self.passages is None:
-      return {question.id: question.passages for question in questions}
+      return {question.id: question.shown_passages for question in questions}
     found = read_passages(root / self.passages, 'heldout')
     reads_own = lambda question: self.own_first and question.passages
-    return {q.id: q.passages if reads_own(q) else tuple(found[q.id]) for q in questions}
+    return {q.id: q.shown_passages if reads_own(q) else tuple(found[q.id]) for q in questions}
 
   def _systems(self, root: Path, arm: str) -> Iterator[System]:
     can_be_on = 'on' in self.encoders and arm in self.arms
