@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instructretro_jax.evaluate.answers import METRICS, holds_answer
+from instructretro_jax.evaluate.answers import METRICS, holds_answer, likeliest
 from instructretro_jax.evaluate.readers import (
   CheckpointReader,
   HuggingFaceReader,
@@ -164,13 +164,22 @@ class ZeroShot(Stage):
       scores = {m: METRICS[m](answer, question.answers) for m in question.how.metrics}
       record = {'id': question.id, 'task': question.task, 'answer': answer, 'written': written}
       if log_probs := choices.get(question.id):
-        chosen = max(zip(log_probs, options_of(question)))[1]
+        chosen = _chosen(log_probs, question, system)
         scores[CHOICE] = float(chosen in question.answers)
         record |= {'chosen': chosen, 'log_probs': [round(x, 4) for x in log_probs]}
       elif query.passages and question.how.is_extractive:
         scores[CEILING] = holds_answer(query.passages, question.answers)
       rounded = {name: round(value, 6) for name, value in scores.items()}
       yield {**record, 'references': question.answers, 'scores': rounded}
+
+
+def _chosen(log_probs: Sequence[float], question: Question, system: System) -> str:
+  try:
+    return likeliest(log_probs, options_of(question))
+  except ValueError as error:
+    raise manifest.StageError(
+      f'{system.arm} cannot decide {question.id}: {error}; look for NaN in its weights'
+    ) from error
 
 
 def _file(folder: Path, system: System) -> Path:
