@@ -20,6 +20,7 @@ from instructretro_jax.evaluate.readers import (
   options_of,
 )
 from instructretro_jax.evaluate.scores import CEILING, CHOICE, System, read_records, score_rows
+from instructretro_jax.inference.batching import check_batch_size
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.stage import Stage
@@ -73,6 +74,10 @@ class ZeroShot(Stage):
   def __post_init__(self):
     if not set(self.encoders) <= {'off', 'on'}:
       raise ValueError(f"encoders={self.encoders}: each is 'off' or 'on'")
+    check_batch_size(self.batch_size)
+    for name in ('max_questions', 'prompt_len', 'num_new', 'num_neighbours'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)} is 1 or more')
     if self.baseline is not None and self.baseline not in (*self.arms, *self.hugging_face):
       raise ValueError(f'baseline={self.baseline!r} is none of {(*self.arms, *self.hugging_face)}')
 
