@@ -55,20 +55,23 @@ class Question:
 
   @property
   def identity(self) -> str:
-    """All that a model is shown and taught of it, whatever the layout: equal for copies alone.
+    """All that a model is shown of it, whatever the layout: equal for copies alone.
 
-    Of the passages the texts, since the same one is found with a title and without.
+    Of the passages the texts, since the same one is found with a title and without. A long answer
+    is one of many that could be taught, and another one makes another question; short answers to
+    the same question are references for it.
     """
-    asked = (*self.history, self.question, *self.options)
+    answers = sorted({normalise_space(answer) for answer in self.answers})
     return json.dumps(
-      [
-        [normalise_space(text) for text in asked],
-        [len(self.history), len(self.options)],
-        self.system if self.system is None else normalise_space(self.system),
-        [passage.identity for passage in self.passages],
-        self.style,
-        sorted({normalise_space(answer) for answer in self.answers}),
-      ]
+      {
+        'history': [normalise_space(turn) for turn in self.history],
+        'system': self.system if self.system is None else normalise_space(self.system),
+        'question': normalise_space(self.question),
+        'options': [normalise_space(option) for option in self.options],
+        'passages': [passage.identity for passage in self.passages],
+        'style': self.style,
+        'answers': answers if self.how.is_long else None,
+      }
     )
 
 
@@ -88,7 +91,7 @@ class Questions(stage.Stage):
   The hash of the passage says on which side a question is, so questions on one passage stay
   together, whatever their sets; so do questions whose passages are linked by a third question
   that has both. Passages are the same if their texts are, but for white space. Of questions that
-  are equal in all that a model is shown, and in their answers, the first by hash is kept.
+  are equal in all that a model is shown (`Question.identity`) the first by hash is kept.
   """
 
   name: str = 'questions'
