@@ -28,10 +28,16 @@ class AnswerFile:
     self.num_done, self.num_errors = num_done, num_errors
 
   def write(self, row: dict[str, Any]) -> None:
-    """Writes the next line; it is out of this process's hands when this returns."""
+    """Writes the next line; a kill does not lose it. Raises OSError with the name of the file."""
     line = {**row, _KEY: self._digests[self.num_done]}
-    self._file.write(json.dumps(line, ensure_ascii=False).encode() + b'\n')
-    self._file.flush()
+    left = json.dumps(line, ensure_ascii=False).encode() + b'\n'
+    try:
+      while left:
+        left = left[self._file.write(left) :]
+      self._file.flush()
+    except OSError as error:
+      error.filename = self._file.name
+      raise
     self.num_done += 1
     self.num_errors += 'error' in row
 
@@ -49,7 +55,8 @@ def open_answers(path: Path | None, digests: Sequence[str]) -> Iterator[AnswerFi
   if path.is_dir():
     raise StageError(f'{path} is a folder: name a file in --out')
   path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('ab+') as file:
+  # no buffer, which would be written again when the file is closed behind an error
+  with path.open('ab', buffering=0) as file:
     if not path.is_file():  # a device or a pipe has nothing to go on from
       yield AnswerFile(file, digests, 0, 0)
       return
@@ -57,9 +64,8 @@ def open_answers(path: Path | None, digests: Sequence[str]) -> Iterator[AnswerFi
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise StageError(f'{path} is being written by another run: wait for its end') from error
-    file.seek(0)
     num_done = num_errors = end = 0
-    for line in file:
+    for line in path.read_bytes().splitlines(keepends=True):
       if not line.endswith(b'\n'):
         break
       row = _row(line, path, num_done + 1)
