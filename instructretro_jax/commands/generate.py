@@ -138,10 +138,12 @@ def score(checkpoint, text, index, gate, as_json, tensor) -> None:
 
   from instructretro_jax.inference import score as scoring
   from instructretro_jax.inference import session
+  from instructretro_jax.inference.answer import Request
 
   with _errors_in_words():
-    sampler, gate = session.open_sampler(checkpoint, index, gate if index else 0.0, tensor)
-    found = scoring.score(sampler, text, gate)
+    asked = Request(prompt=text, gate=gate if index else 0.0)
+    sampler, _ = session.open_sampler(checkpoint, index, asked.gate, tensor)
+    found = scoring.score(sampler, text, asked.gate)
   if as_json:
     click.echo(json.dumps(found.to_json(), ensure_ascii=False))
     return

@@ -197,6 +197,12 @@ def test_options_are_refused_before_anything_is_loaded(tmp_path, write, option, 
     assert message in str(result.exception)
 
 
+def test_a_text_to_score_passes_the_same_check(tmp_path):
+  for text, message in (('', 'the prompt is empty'), ('\udce9', 'is half a character')):
+    result = CliRunner().invoke(main.main, ['score', f'--checkpoint={tmp_path}', f'--text={text}'])
+    assert isinstance(result.exception, StageError) and message in str(result.exception)
+
+
 # what is kept
 
 
