@@ -15,7 +15,12 @@ quiet.quieten()  # before JAX and TensorFlow, which read it, are imported
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-pytest_plugins = ['tests.slow_third', 'tests.retrieval.fixtures', 'tests.inference.fixtures']
+pytest_plugins = [
+  'tests.slow_third',
+  'tests.retrieval.fixtures',
+  'tests.inference.fixtures',
+  'tests.cases.question_files',
+]
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'highest')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import json
 from pathlib import Path
 
@@ -23,9 +24,9 @@ _ABOUT_INDEX = 'Run folder whose index is searched for neighbours while the text
   '--prompts',
   'path',
   type=click.Path(exists=True, dir_okay=False, path_type=Path),
-  help='JSON lines {"prompt": ...}; also "context", "seed" and the like, for that line alone.',
+  help='JSON lines {"prompt": ...}; also "id", "context", "seed" and the like of that line alone.',
 )
-@click.option('--out', type=click.Path(path_type=Path), help='Where JSON lines go, if not here.')
+@click.option('--out', type=click.Path(path_type=Path), help='File for JSON lines, one a prompt.')
 @click.option('--chat', 'is_chat', is_flag=True, help='A prompt is a question to an assistant.')
 @click.option('--context', 'passages', multiple=True, help='Passage ahead of the prompt.')
 @click.option('--gate', type=float, help='Scale of the cross-attention; 1 with an index, else 0.')
@@ -35,7 +36,9 @@ _ABOUT_INDEX = 'Run folder whose index is searched for neighbours while the text
 @click.option('--top_k', default=0, show_default=True, help='Tokens to draw from; 0: all.')
 @click.option('--top_p', default=1.0, show_default=True, help='Probability to draw from.')
 @click.option('--penalty', default=1.0, show_default=True, help='Of tokens that are there.')
-@click.option('--seed', default=0, show_default=True, help='Of the draws.')
+@click.option(
+  '--seed', default=0, show_default=True, help='Of the draws; each line of a file draws anew.'
+)
 @click.option('--max_new', default=256, show_default=True, help='The most new tokens.')
 @click.option('--stop', multiple=True, help='Text that ends an answer.')
 @click.option('--stop_at_repetition', is_flag=True, help='End at a phrase said three times.')
@@ -49,6 +52,11 @@ def generate(
   With the gate at 0, encoder and cross-attention are neither loaded nor computed. If it is open,
   the encoder reads neighbours of the last chunk from the index; without an index, the passages.
 
+  Answers to a file are written in its order, as they come. With --out, the same command goes on
+  where an earlier one was ended. A prompt that the model has no room for gets a line with an
+  "error", the others their answers, and the exit code is 1. With --seed, line n draws with a seed
+  made of both; a line's own seed is taken as it is.
+
   \b
   Examples:
   instructretro generate --checkpoint=runs/smollm2_135m
@@ -59,20 +67,21 @@ def generate(
   """
   from instructretro_jax.inference import session
   from instructretro_jax.inference.answer import Request
+  from instructretro_jax.inference.batching import check_batch_size
 
   if prompt is not None and path is not None:
     raise click.UsageError('give --prompt or --prompts, not both')
+  if out is not None and path is None:
+    raise click.UsageError('--out is for the answers to --prompts')
   with _errors_in_words():
-    sampler, gate = session.open_sampler(checkpoint, index, gate, tensor)
-    sampler.batch_size = batch_size
-    template = Request(prompt=(0,), gate=gate, **settings)
+    template = Request(prompt=(0,), gate=session.gate_of(gate, index), **settings)
+    check_batch_size(batch_size)
+    opened = {'tensor': tensor, 'batch_size': batch_size}
     if path is not None:
-      requests = session.read_requests(path, sampler, template, passages, is_chat)
-      answers = sampler.generate(requests, show_progress=True)
-      rows = map(session.answer_json, requests, answers)
-      with click.open_file(str(out) if out else '-', 'w', encoding='utf-8') as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-    elif prompt is not None:
+      _answer_file(checkpoint, index, path, out, template, passages, is_chat, opened)
+      return
+    sampler, _ = session.open_sampler(checkpoint, index, template.gate, **opened)
+    if prompt is not None:
       history = () if is_chat else None
       request = session.make_request(sampler, template, prompt, passages, history)
       _show(sampler.stream(request))
@@ -81,6 +90,32 @@ def generate(
       click.echo('Ask; an empty line ends.', err=True)
       while question := click.prompt('>', prompt_suffix=' ', default='', show_default=False):
         _show(dialogue.ask(question))
+
+
+def _answer_file(checkpoint, index, path, out, template, passages, is_chat, opened) -> None:
+  """Answers a file of prompts: all of it is checked, and the output opened, before the model is."""
+  from instructretro_jax.inference import prompt_files, session
+  from instructretro_jax.inference.answer_file import open_answers
+  from instructretro_jax.pipeline.manifest import StageError, read_manifest
+  from instructretro_jax.train.checkpoint import Checkpoint
+
+  lines = prompt_files.read_prompts(path, template, passages)
+  database = None if index is None else read_manifest(index / 'index').fingerprint
+  asked = (is_chat, Checkpoint(checkpoint).stamp, database)
+  with open_answers(out, [line.digest(*asked) for line in lines]) as answers:
+    if answers.num_done < len(lines):
+      is_opened = any(line.settings.gate != 0 for line in lines)
+      sampler, _ = session.open_sampler(
+        checkpoint, index, template.gate, with_encoder=is_opened, **opened
+      )
+      requests, refused = prompt_files.requests_of(path, lines, sampler, is_chat)
+      for row in prompt_files.answer_rows(lines, requests, refused, sampler, answers.num_done):
+        answers.write(row)
+    if answers.num_errors:
+      raise StageError(
+        f'{answers.num_errors} of the {len(lines)} prompts of {path} have no answer: their lines '
+        'have an "error" that says why'
+      )
 
 
 @click.command()
@@ -103,10 +138,12 @@ def score(checkpoint, text, index, gate, as_json, tensor) -> None:
 
   from instructretro_jax.inference import score as scoring
   from instructretro_jax.inference import session
+  from instructretro_jax.inference.answer import Request
 
   with _errors_in_words():
-    sampler, gate = session.open_sampler(checkpoint, index, gate if index else 0.0, tensor)
-    found = scoring.score(sampler, text, gate)
+    asked = Request(prompt=text, gate=gate if index else 0.0)
+    sampler, _ = session.open_sampler(checkpoint, index, asked.gate, tensor)
+    found = scoring.score(sampler, text, asked.gate)
   if as_json:
     click.echo(json.dumps(found.to_json(), ensure_ascii=False))
     return
@@ -123,10 +160,14 @@ def _show(pieces: Iterator[str]) -> None:
 
 @contextlib.contextmanager
 def _errors_in_words() -> Iterator[None]:
-  """A request that cannot be met is a line on stderr, not a traceback."""
+  """A request that cannot be met, or a file that cannot be used, is a line on stderr."""
   from instructretro_jax.pipeline.manifest import StageError
 
   try:
     yield
   except ValueError as error:
     raise StageError(str(error)) from error
+  except OSError as error:
+    if error.errno == errno.EPIPE:  # whoever read the answers has had enough
+      raise
+    raise StageError(f'{error.filename or "the output"}: {error.strerror or error}') from error

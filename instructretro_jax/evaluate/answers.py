@@ -5,11 +5,13 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Sequence
 import functools
+import math
 import re
 import string
 
 from rouge_score import rouge_scorer
 
+from instructretro_jax.evaluate.rouge_tokens import RougeTokenizer
 from instructretro_jax.questions.styles import ROUGE
 
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
@@ -35,6 +37,7 @@ def normalize_first(answer: str) -> str:
 
 def exact_match(prediction: str, references: Sequence[str], norm=normalize) -> float:
   """1 if the prediction equals any reference after normalisation."""
+  _check(references)
   return float(any(norm(prediction) == norm(r) for r in references))
 
 
@@ -43,17 +46,20 @@ def f1(prediction: str, references: Sequence[str], norm=normalize) -> float:
 
   If one side has no token, 1 if neither has (SQuAD 2.0).
   """
+  _check(references)
   return max(_f1_of_one(norm(prediction).split(), norm(r).split()) for r in references)
 
 
 def f1_first(prediction: str, references: Sequence[str]) -> float:
   """F1 against the first reference that is not empty, as Megatron-LM's tools/retro computes it."""
+  _check(references)
   usable = [r for r in references if normalize_first(r)]
   return f1(prediction, usable[:1], normalize_first) if usable else 0.0
 
 
 def rouge(name: str, prediction: str, references: Sequence[str]) -> float:
   """F-measure of ROUGE ('rouge1', 'rouge2' or 'rougeL', stemmed) against the best reference."""
+  _check(references)
   scorer = _scorer()
   return max(scorer.score(r, prediction)[name].fmeasure for r in references)
 
@@ -75,9 +81,25 @@ def holds_answer(passages: Sequence[str], references: Sequence[str]) -> float:
 
   Short references stand in many passages by accident.
   """
+  _check(references)
   texts = [f' {normalize(passage)} ' for passage in passages]
   wanted = [f' {normalize(r)} ' for r in references if normalize(r)]
   return float(any(w in text for w in wanted for text in texts))
+
+
+def likeliest(log_probs: Sequence[float], options: Sequence[str]) -> str:
+  """The option with the highest log-probability; of equal ones the first.
+
+  Raises ValueError if one is no number, or there is not one for each option.
+  """
+  if len(log_probs) != len(options) or any(math.isnan(x) for x in log_probs):
+    raise ValueError(f'the options {list(options)} have the log-probabilities {list(log_probs)}')
+  return options[max(range(len(options)), key=lambda n: log_probs[n])]
+
+
+def _check(references: Sequence[str]) -> None:
+  if not references:
+    raise ValueError('there is no reference to judge an answer by: give each question an answer')
 
 
 def _f1_of_one(predicted: list[str], reference: list[str]) -> float:
@@ -89,4 +111,4 @@ def _f1_of_one(predicted: list[str], reference: list[str]) -> float:
 
 @functools.cache
 def _scorer() -> rouge_scorer.RougeScorer:
-  return rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)
+  return rouge_scorer.RougeScorer(list(ROUGE), tokenizer=RougeTokenizer())

@@ -57,12 +57,23 @@ class Perplexity(Stage):
   num_viewed: int = dataclasses.field(default=6, metadata=MAY_BE_0)
   seed: int = 0
 
+  def __post_init__(self):
+    if self.viewed_arm not in self.arms:
+      raise ValueError(f'viewed_arm={self.viewed_arm!r} is none of the arms {self.arms}')
+
   def reads(self) -> tuple[str, ...]:
     """The stages whose folders `build` reads."""
     return (*self.task.reads(), *self.arms)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
-    """Writes perplexities by arm, neighbours and kind of token."""
+    """Writes perplexities by arm, neighbours and kind of token.
+
+    Raises StageError if the viewed arm has no encoder, so that nothing was gained at any token.
+    """
+    if not Checkpoint(root / self.viewed_arm).has_encoder():
+      raise manifest.StageError(
+        f'{root / self.viewed_arm} has no encoder: name an arm that has one in viewed_arm'
+      )
     vocab = vocabulary.load(root / self.task.vocabulary)
     database = ChunkStore(root / self.task.chunks, 'train')
     source = self.task.sequences(root, 'heldout')

@@ -229,6 +229,4 @@ def answer_of(text: str, question: Question) -> str:
 
 def options_of(question: Question) -> tuple[str, ...]:
   """What a question is decided between by likelihood; none if it is not of that kind."""
-  if question.options:
-    return tuple(chr(65 + n) for n in range(len(question.options)))
-  return question.how.choices
+  return question.choices

@@ -43,7 +43,7 @@ def register(
     raise ValueError(f'{name}: questions of one kind of answer make a task, not {len(metrics)}')
   prompter = Prompter(vocab)
   by_id = {question.id: question for question in questions}
-  read = lambda q: (q.passages if passages is None else passages[q.id])[:num_passages]
+  read = lambda q: (q.shown_passages if passages is None else passages[q.id])[:num_passages]
   prompts = [prompter.prompt(q, prompt_len, read(q)).tokens for q in questions]
   answers = [prompter.answer(q, q.answers[0]) for q in questions]
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instructretro_jax.evaluate.answers import METRICS, holds_answer
+from instructretro_jax.evaluate.answers import METRICS, holds_answer, likeliest
 from instructretro_jax.evaluate.readers import (
   CheckpointReader,
   HuggingFaceReader,
@@ -20,6 +20,7 @@ from instructretro_jax.evaluate.readers import (
   options_of,
 )
 from instructretro_jax.evaluate.scores import CEILING, CHOICE, System, read_records, score_rows
+from instructretro_jax.inference.batching import check_batch_size
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.stage import Stage
@@ -73,6 +74,10 @@ class ZeroShot(Stage):
   def __post_init__(self):
     if not set(self.encoders) <= {'off', 'on'}:
       raise ValueError(f"encoders={self.encoders}: each is 'off' or 'on'")
+    check_batch_size(self.batch_size)
+    for name in ('max_questions', 'prompt_len', 'num_new', 'num_neighbours'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)} is 1 or more')
     if self.baseline is not None and self.baseline not in (*self.arms, *self.hugging_face):
       raise ValueError(f'baseline={self.baseline!r} is none of {(*self.arms, *self.hugging_face)}')
 
@@ -116,10 +121,10 @@ class ZeroShot(Stage):
   def _passages_of(self, root: Path, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
     """The passages of each question by its id, best first."""
     if self.passages is None:
-      return {question.id: question.passages for question in questions}
+      return {question.id: question.shown_passages for question in questions}
     found = read_passages(root / self.passages, 'heldout')
     reads_own = lambda question: self.own_first and question.passages
-    return {q.id: q.passages if reads_own(q) else tuple(found[q.id]) for q in questions}
+    return {q.id: q.shown_passages if reads_own(q) else tuple(found[q.id]) for q in questions}
 
   def _systems(self, root: Path, arm: str) -> Iterator[System]:
     can_be_on = 'on' in self.encoders and arm in self.arms
@@ -164,13 +169,22 @@ class ZeroShot(Stage):
       scores = {m: METRICS[m](answer, question.answers) for m in question.how.metrics}
       record = {'id': question.id, 'task': question.task, 'answer': answer, 'written': written}
       if log_probs := choices.get(question.id):
-        chosen = max(zip(log_probs, options_of(question)))[1]
+        chosen = _chosen(log_probs, question, system)
         scores[CHOICE] = float(chosen in question.answers)
         record |= {'chosen': chosen, 'log_probs': [round(x, 4) for x in log_probs]}
       elif query.passages and question.how.is_extractive:
         scores[CEILING] = holds_answer(query.passages, question.answers)
       rounded = {name: round(value, 6) for name, value in scores.items()}
       yield {**record, 'references': question.answers, 'scores': rounded}
+
+
+def _chosen(log_probs: Sequence[float], question: Question, system: System) -> str:
+  try:
+    return likeliest(log_probs, options_of(question))
+  except ValueError as error:
+    raise manifest.StageError(
+      f'{system.arm} cannot decide {question.id}: {error}; look for NaN in its weights'
+    ) from error
 
 
 def _file(folder: Path, system: System) -> Path:

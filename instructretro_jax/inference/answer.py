@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 
+from instructretro_jax.inference.checks import check_kinds
 from instructretro_jax.retrieval.retriever import Neighbour
 from instructretro_jax.text.vocabulary import Vocabulary
 
 MAX_NEW = 256  # tokens
+_MOST_NEW = 1 << 20  # of any request: what is beyond is a slip
 _BROKEN = '\ufffd'  # what a decoder makes of a character whose bytes are not all there
 _TAIL = 4  # tokens of the prompt that decide how the first new one is spelt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """A prompt and how it is to be continued.
+  """A prompt and how it is to be continued; a value of another kind than its field's is refused.
 
   Attributes:
     prompt: text, or tokens.
@@ -47,10 +49,20 @@ class Request:
   stop_at_repetition: bool = False
 
   def __post_init__(self):
+    check_kinds(self)
     if not self.prompt:
       raise ValueError('the prompt is empty: give at least one token')
+    if not isinstance(self.prompt, str) and min(self.prompt) < 0:
+      raise ValueError(f'the prompt has the token {min(self.prompt)}: tokens are 0 or more')
     if self.max_new < 1:
       raise ValueError(f'max_new={self.max_new}: ask for at least one token')
+    if self.max_new > _MOST_NEW or self.top_k >= 2**31 or not 0 <= self.seed < 2**32:
+      raise ValueError(
+        f'max_new={self.max_new} is at most {_MOST_NEW}, top_k={self.top_k} below 2^31, '
+        f'seed={self.seed} from 0 and below 2^32'
+      )
+    if self.retrieval_step is not None and self.retrieval_step < 1:
+      raise ValueError(f'retrieval_step={self.retrieval_step} is 1 or more')
     if self.temperature < 0 or self.top_k < 0 or self.penalty <= 0 or not 0 < self.top_p <= 1:
       raise ValueError(
         f'temperature={self.temperature} and top_k={self.top_k} are 0 or more, '

@@ -12,8 +12,9 @@ import numpy as np
 
 from instructretro_jax.array_types import Array, Params
 from instructretro_jax.inference.answer import Answer, PartialAnswer, Request
+from instructretro_jax.inference.batching import power_of_2
 from instructretro_jax.inference.likelihood import log_probs
-from instructretro_jax.inference.sampler import NUM_NEIGHBOURS, Sampler, power_of_2
+from instructretro_jax.inference.sampler import NUM_NEIGHBOURS, Sampler
 from instructretro_jax.model.param_groups import without_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.questions.passage_windows import as_windows

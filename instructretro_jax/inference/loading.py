@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from instructretro_jax.inference.sampler import Sampler
+from instructretro_jax.inference.sampler import BATCH_SIZE, Sampler
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.retrieval.retriever import Retriever
@@ -17,6 +17,7 @@ def load_sampler(
   *,
   with_encoder: bool = True,
   retriever: Retriever | None = None,
+  batch_size: int = BATCH_SIZE,
   mesh: MeshConfig = ONE_DEVICE,
 ) -> Sampler:
   """The sampler of a training stage's folder, or of an imported checkpoint's.
@@ -29,7 +30,7 @@ def load_sampler(
   """
   devices = local_mesh(mesh)
   model, params = Checkpoint(folder).load_for_use(devices, with_encoder)
-  return Sampler(model, params, find_vocabulary(folder), retriever, mesh=devices)
+  return Sampler(model, params, find_vocabulary(folder), retriever, batch_size, devices)
 
 
 def find_vocabulary(folder: Path) -> vocabulary.Vocabulary:

@@ -14,6 +14,7 @@ import numpy as np
 
 from instructretro_jax.array_types import Params
 from instructretro_jax.inference.answer import Answer, PartialAnswer, Request
+from instructretro_jax.inference.batching import batches, bucket, check_batch_size
 from instructretro_jax.inference.decode import DecodingLoop, left_pad, with_neighbours
 from instructretro_jax.inference.sampling import Sampling
 from instructretro_jax.model.param_groups import has_retrieval
@@ -28,7 +29,7 @@ T = TypeVar('T')
 
 TOKENS_PER_CALL = 16  # between looks at the text; what is decoded past a stop is dropped
 NUM_NEIGHBOURS = 2  # K, of live retrieval
-
+BATCH_SIZE = 8  # the most rows that are decoded together
 
 _Window = tuple[np.ndarray, np.ndarray]  # tokens of neighbours, and which of them are real
 
@@ -48,7 +49,8 @@ class Sampler:
   """Continues prompts.
 
   A request gets the same text by itself and in any batch, up to the rounding of sums in float32:
-  only requests that pad to the same shape meet in a batch, and draws depend on the request alone.
+  only requests that pad to the same shape and fit the positions together meet in a batch, and draws
+  depend on the request alone.
 
   Args:
     params: of the decoder alone, if no gate will be open.
@@ -63,9 +65,10 @@ class Sampler:
     params: Params,
     vocab: vocabulary.Vocabulary,
     retriever: Retriever | None = None,
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     mesh: Mesh | None = None,
   ):
+    check_batch_size(batch_size)
     self.model, self.config, self.params, self.vocab = model, model.config, params, vocab
     self.retriever, self.batch_size = retriever, batch_size
     self.mesh = mesh or local_mesh(ONE_DEVICE)
@@ -81,27 +84,37 @@ class Sampler:
     """Whether a gate may be open."""
     return has_retrieval(self.params)
 
+  def check(self, request: Request) -> None:
+    """Raises ValueError for a request that cannot be met."""
+    self._begun(request)
+
   def generate(self, requests: Sequence[Request], show_progress: bool = False) -> list[Answer]:
     """The answer to each request. Raises ValueError for one that cannot be met."""
-    answers = [PartialAnswer(r, self.tokenize(r.prompt), self.vocab) for r in requests]
-    groups: dict[_Shape, list[PartialAnswer]] = {}
-    for answer in answers:
-      groups.setdefault(self._shape(answer), []).append(answer)
-    with Bar(total=len(answers), desc='generate', disable=not show_progress) as bar:
-      for shape, members in groups.items():
-        for start in range(0, len(members), self.batch_size):
-          batch = members[start : start + self.batch_size]
-          # one size of batches for many requests, few sizes for few: each is compiled
-          many = len(members) > self.batch_size
-          num_rows = self.batch_size if many else power_of_2(len(batch))
-          for _ in self._run(batch, shape, num_rows, TOKENS_PER_CALL):
-            pass
-          bar.update(len(batch))
-    return [answer.result() for answer in answers]
+    found = dict(self.generate_each(requests, show_progress))
+    return [found[place] for place in range(len(requests))]
+
+  def generate_each(
+    self, requests: Sequence[Request], show_progress: bool = False
+  ) -> Iterator[tuple[int, Answer]]:
+    """Yields place and answer of each request, a batch at a time.
+
+    Each batch has the first request that is not answered yet, so that answers come almost in order.
+    Raises ValueError, before any is answered, for one that cannot be met.
+    """
+    begun = [self._begun(request) for request in requests]
+    with Bar(total=len(begun), desc='generate', disable=not show_progress) as bar:
+      shapes = [self._shape(answer) for answer in begun]
+      fit = lambda places: self._fit([begun[place] for place in places])
+      for places, num_rows in batches(shapes, fit, self.batch_size):
+        batch = [begun[place] for place in places]
+        for _ in self._run(batch, shapes[places[0]], num_rows, TOKENS_PER_CALL):
+          pass
+        bar.update(len(batch))
+        yield from ((place, begun[place].result()) for place in places)
 
   def stream(self, request: Request) -> Stream[str, None, Answer]:
     """Yields the answer in pieces of whole characters; the sampler's value is the answer."""
-    answer = PartialAnswer(request, self.tokenize(request.prompt), self.vocab)
+    answer = self._begun(request)
     for _ in self._run([answer], self._shape(answer), num_rows=1, tokens_per_call=1):
       if piece := answer.take():
         yield piece
@@ -111,10 +124,28 @@ class Sampler:
     """The tokens of a text; tokens are taken as they are."""
     return self.vocab.encode(text) if isinstance(text, str) else list(text)
 
+  def _begun(self, request: Request) -> PartialAnswer:
+    """The answer before its first token. Raises ValueError for a request that cannot be met."""
+    answer = PartialAnswer(request, self.tokenize(request.prompt), self.vocab)
+    self._shape(answer)
+    if not answer.prompt:
+      raise ValueError('the prompt has no token: give it a text')
+    if not self._fit([answer]):
+      raise ValueError(
+        f'a prompt of {len(answer.prompt)} and {request.max_new} new tokens do not fit the '
+        f'{self.config.decoder.max_len} learned positions (max_len)'
+      )
+    return answer
+
+  def _fit(self, answers: Sequence[PartialAnswer]) -> bool:
+    """Whether a batch of them has positions for its longest prompt and its most new tokens."""
+    longest = max(len(a.prompt) for a in answers) + max(a.request.max_new for a in answers)
+    return self.config.decoder.positions != 'learned' or longest <= self.config.decoder.max_len
+
   def _shape(self, answer: PartialAnswer) -> _Shape:
     request, C = answer.request, self.config.chunk_len
     shape = _Shape(
-      prompt_len=C * _bucket(-(-len(answer.prompt) // C)),
+      prompt_len=C * bucket(-(-len(answer.prompt) // C)),
       max_new=C * -(-request.max_new // C),
       is_open=request.gate != 0,
       num_neighbours=len(request.neighbours) or NUM_NEIGHBOURS,
@@ -244,14 +275,3 @@ def _sampling(requests: Sequence[Request]) -> Sampling:
 def _stacked(windows: Sequence[_Window]) -> _Window:
   tokens, masks = zip(*windows)
   return np.stack(tokens), np.stack(masks)
-
-
-def power_of_2(count: int) -> int:
-  """The next power of two, so that few sizes are compiled."""
-  return 1 << (count - 1).bit_length()
-
-
-def _bucket(count: int) -> int:
-  """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most half as much again."""
-  power = power_of_2(count)
-  return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power

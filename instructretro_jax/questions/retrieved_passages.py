@@ -24,11 +24,13 @@ class FindPassages(Stage):
 
   A passage is a chunk of the database and its continuation; passage_windows.py reads them.
 
-  What is looked for is the question, behind the last turns of its dialogue. A hit next to a better
-  one in the same document is left out: they share a chunk.
+  What is looked for is the question, and behind it the last words of its dialogue. A hit next to a
+  better one in the same document is left out: they share a chunk.
 
   Attributes:
     num_saved: passages a question.
+    history_words: of the two turns before the question, the last so many: an embedder reads a text
+      up to some length, and means over what it reads, so that long turns would hide the question.
     splits: of the questions.
   """
 
@@ -37,7 +39,14 @@ class FindPassages(Stage):
   index: str = 'index'
   vocabulary: str = 'vocabulary'
   num_saved: int = 20
+  history_words: int = 32
   splits: tuple[str, ...] = SPLITS
+
+  def __post_init__(self):
+    if self.num_saved < 1 or self.history_words < 0:
+      raise ValueError(
+        f'num_saved={self.num_saved} is 1 or more, history_words={self.history_words} 0 or more'
+      )
 
   def reads(self) -> tuple[str, ...]:
     """The stages whose folders `build` reads."""
@@ -59,7 +68,7 @@ class FindPassages(Stage):
     return counts
 
   def _find(self, questions: list[Question], retriever: Retriever) -> list[list[dict[str, Any]]]:
-    texts = [' '.join([*question.history[-2:], question.question]) for question in questions]
+    texts = [query_of(question, self.history_words) for question in questions]
     found = retriever.find(texts, self.num_saved * _SPARE)
     return [
       [
@@ -68,6 +77,12 @@ class FindPassages(Stage):
       ]
       for neighbours in found
     ]
+
+
+def query_of(question: Question, history_words: int) -> str:
+  """What is looked for: the question, then the last words of the two turns before it."""
+  words = ' '.join(question.history[-2:]).split()
+  return ' '.join([question.question, *words[max(0, len(words) - history_words) :]])
 
 
 def _apart(neighbours: list[Neighbour]) -> list[Neighbour]:

@@ -46,3 +46,9 @@ STYLES = {
     instruction='Summarize the text.', is_long=True, metrics=ROUGE, is_extractive=False
   ),
 }
+
+
+def check_style(whose: str, style: str) -> None:
+  """Raises ValueError for a style that there is not."""
+  if style not in STYLES:
+    raise ValueError(f'{whose}: the style {style!r} is none of {sorted(STYLES)}')

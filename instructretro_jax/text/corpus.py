@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from instructretro_jax.pipeline import manifest, stage
 from instructretro_jax.pipeline.atomic import atomic
+from instructretro_jax.pipeline.notes import note
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.text.documents import MAX_DOCUMENT_BYTES, Document, Problems, Source
 from instructretro_jax.text.normalised import normalise_space
@@ -68,6 +69,8 @@ class Corpus(stage.Stage):
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir(parents=True)
     num_read, first_ranks = self._spool_by_shard(Spool(spool, self.num_shards), problems)
+    if skipped := problems.summary(num_read, 'documents'):
+      note(f'{self.name}: {skipped}, see manifest')
     id_counts = collections.Counter(_id_hash(rank) for rank in first_ranks.values())
     kept = _Kept()
     for shard in range(self.num_shards):

@@ -96,6 +96,18 @@ class Problems:
     """Records a text above max_document_bytes."""
     self.report('too_long', place, f'{found}, more than the {self.max_document_bytes} allowed')
 
+  def summary(self, num_used: int, what: str = 'rows') -> str | None:
+    """In words, e.g. '13 of 27 rows skipped (8 wrong_turns, 5 empty)'; None if none was.
+
+    Args:
+      num_used: how many there were beside those that were reported.
+    """
+    num_skipped = self._counts.total()
+    if not num_skipped:
+      return None
+    kinds = ', '.join(f'{count} {kind}' for kind, count in self._counts.most_common())
+    return f'{num_skipped} of {num_used + num_skipped} {what} skipped ({kinds})'
+
   def to_json(self) -> dict[str, Any]:
     """Counts by kind, and the first places of each."""
     return {'counts': dict(sorted(self._counts.items())), 'examples': list(self._examples)}

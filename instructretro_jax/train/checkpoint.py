@@ -93,6 +93,12 @@ class Checkpoint:
       )
     return record
 
+  @property
+  def stamp(self) -> str:
+    """Changes when the folder gets another checkpoint, or its place; cheap, and no checksum."""
+    record = self._state.parent / 'record' / 'metadata'
+    return f'{record.resolve()} {record.stat().st_mtime_ns}'
+
   @functools.cached_property
   def config(self) -> RetroConfig:
     """What changes the logits of the weights."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator as Stream
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import math
 import time
 from typing import Any
 
 from instructretro_jax.inference.answer import Answer, Request
+from instructretro_jax.inference.checks import check_kinds, from_json
 from instructretro_jax.inference.gain import token_gains
 from instructretro_jax.inference.sampler import Sampler
 from instructretro_jax.inference.session import make_request
@@ -20,7 +20,6 @@ GATES = ('off', 'on')
 MOST_NEW = 1024  # tokens
 MOST_CHARS = 50_000  # of text and passages together
 MOST_FOUND = 5  # passages of the index in a prompt
-_KINDS = {str: 'a text', bool: 'true or false', int: 'a whole number', float: 'a number'}
 
 Event = dict[str, Any]
 
@@ -46,6 +45,7 @@ class PageRequest:
   seed: int = 0
 
   def __post_init__(self):
+    check_kinds(self)
     if not self.text.strip():
       raise ValueError('there is no text: type a question')
     num_chars = len(self.text) + sum(map(len, self.passages))
@@ -53,9 +53,8 @@ class PageRequest:
       raise ValueError(f'text and passages have {num_chars} characters of at most {MOST_CHARS}')
     if not self.gates or any(gate not in GATES for gate in self.gates):
       raise ValueError(f'gates={list(self.gates)} are some of {list(GATES)}')
-    if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 5):
-      raise ValueError(f'temperature={self.temperature} is not between 0 and 5')
     for name, low, high in (
+      ('temperature', 0, 5),
       ('num_found', 0, MOST_FOUND),
       ('max_new', 1, MOST_NEW),
       ('seed', 0, 2**32 - 1),
@@ -66,28 +65,9 @@ class PageRequest:
 
 def page_request_of(content: Any) -> PageRequest:
   """The question of a JSON object. Raises ValueError that says what is wrong with it."""
-  if not isinstance(content, Mapping) or 'text' not in content:
+  if not isinstance(content, Mapping) or content.get('text') is None:
     raise ValueError("a question is a JSON object with a 'text'")
-  fields = dict(content)
-  for name in ('passages', 'gates'):
-    if name in fields:
-      if not isinstance(fields[name], list):
-        raise ValueError(f'{name} is no list of texts')
-      for text in fields[name]:
-        _check_kind(name, text, str)
-      fields[name] = tuple(fields[name])
-  kinds = {'text': str, 'is_chat': bool, 'temperature': float}
-  kinds |= dict.fromkeys(('num_found', 'max_new', 'seed'), int)
-  if unknown := sorted(fields.keys() - kinds.keys() - {'passages', 'gates'}):
-    raise ValueError(f'{unknown} is unknown')
-  for name in kinds.keys() & fields.keys():
-    _check_kind(name, fields[name], kinds[name])
-  return PageRequest(**fields)
-
-
-def _check_kind(name: str, value: Any, kind: type) -> None:
-  if type(value) is not kind and not (kind is float and type(value) is int):
-    raise ValueError(f'{name}={value!r} is not {_KINDS[kind]}')
+  return PageRequest(**from_json(PageRequest, content))
 
 
 def why_closed(sampler: Sampler, has_passages: bool) -> str | None:

@@ -76,6 +76,8 @@ def make_app(
         return _error(413, f'a question has at most {_MOST_BYTES} bytes')
     try:
       question = exchange.page_request_of(json.loads(body))
+    except RecursionError:
+      return _error(400, 'a question is not nested so deep')
     except ValueError as error:
       return _error(400, str(error))
     return _Lines(_lines(sampler, question, busy))

@@ -12,6 +12,7 @@ from instructretro_jax import main
 from instructretro_jax.inference import score as scoring
 from instructretro_jax.inference import session
 from instructretro_jax.inference.answer import Request
+from instructretro_jax.inference.prompt_files import read_prompts
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.questions.prompts import PLAIN, format_of
 from instructretro_jax.text import vocabulary
@@ -82,12 +83,11 @@ def test_a_file_of_prompts_gives_a_line_each(run_with_arm, tmp_path):
     ('\n', 'has no prompt'),
   ],
 )
-def test_wrong_lines_are_named(run_with_arm, tmp_path, line, message):
-  sampler, _ = session.open_sampler(run_with_arm / 'imported', None, None)
+def test_wrong_lines_are_named(tmp_path, line, message):
   path = tmp_path / 'prompts.jsonl'
   path.write_text(line)
   with pytest.raises(StageError, match=message):
-    session.read_requests(path, sampler, Request(prompt=(0,)))
+    read_prompts(path, Request(prompt=(0,)))
 
 
 def test_mistakes_are_one_line(run_with_arm):

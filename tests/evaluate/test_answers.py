@@ -12,9 +12,11 @@ from instructretro_jax.evaluate.answers import (
   f1,
   f1_first,
   holds_answer,
+  likeliest,
   normalize,
   normalize_trivia,
 )
+from instructretro_jax.evaluate.rouge_tokens import RougeTokenizer
 from instructretro_jax.questions.styles import STYLES
 
 GOLDEN = json.loads((Path(__file__).parents[1] / 'golden' / 'answers.json').read_text())
@@ -76,3 +78,45 @@ def test_summaries_are_judged_by_rouge_and_short_answers_are_not():
 def test_an_answer_is_there_as_whole_words():
   assert holds_answer(['In the year, 1887 it rose.'], ['The year 1887']) == 1
   assert holds_answer(['In 18870.', 'art'], ['1887', 'ar', 'the']) == 0
+
+
+@pytest.mark.parametrize(
+  'text, other',
+  [
+    ('Москва стоит на реке Москве', 'Волга впадает в море'),
+    ('北京是中国的首都', '上海在海边'),
+    ('القاهرة عاصمة مصر', 'النيل نهر طويل'),
+    ('दिल्ली भारत की राजधानी है', 'गंगा एक नदी'),
+    ('서울은 대한민국의 수도이다', '부산은 항구 도시'),
+    ('กรุงเทพเป็นเมืองหลวง', 'ๅๆ'),
+    ('Αθήνα και Σπάρτη', 'Όλυμπος'),
+  ],
+)
+def test_rouge_counts_words_of_every_script(text, other):
+  for name in ('rouge1', 'rouge2', 'rougeL'):
+    assert METRICS[name](text, [text]) == 1 and METRICS[name](text, [other]) == 0
+  half = text[: len(text) // 2]
+  assert 0 < METRICS['rouge1'](half, [text]) < 1
+
+
+def test_rouge_of_scripts_without_spaces_goes_by_character():
+  assert RougeTokenizer().tokenize('北京 2024年, running') == ['北', '京', '2024', '年', 'run']
+  composed, apart = 'й', 'и\u0306'
+  assert RougeTokenizer().tokenize(apart) == RougeTokenizer().tokenize(composed) == [composed]
+
+
+def test_no_reference_is_an_error_in_words():
+  for metric in METRICS.values():
+    with pytest.raises(ValueError, match='there is no reference'):
+      metric('x', [])
+  with pytest.raises(ValueError, match='there is no reference'):
+    holds_answer(['x'], [])
+
+
+def test_the_likeliest_option_is_the_first_of_equal_ones_and_never_no_number():
+  assert likeliest([-1.0, -0.5], ['yes', 'no']) == 'no'
+  assert likeliest([-1.0] * 4, ['A', 'B', 'C', 'D']) == 'A'
+  assert likeliest([-float('inf'), -9.0], ['yes', 'no']) == 'no'
+  for wrong in ([float('nan'), -1.0], [-1.0, float('nan')], [-1.0], []):
+    with pytest.raises(ValueError, match='have the log-probabilities'):
+      likeliest(wrong, ['yes', 'no'])

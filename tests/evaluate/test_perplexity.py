@@ -5,9 +5,18 @@ import jax
 import numpy as np
 import pytest
 
-from instructretro_jax.evaluate.perplexity import _row, _sums, _token_nats, token_categories
+from instructretro_jax.evaluate.perplexity import (
+  Perplexity,
+  _row,
+  _sums,
+  _token_nats,
+  token_categories,
+)
 from instructretro_jax.evaluate.viewer import shared_spans
+from instructretro_jax.examples.tasks import LanguageModel
+from instructretro_jax.model.param_groups import without_retrieval
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
+from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.train.checkpoint import Checkpoint
 from instructretro_jax.train.checkpoint_writer import write_checkpoint
 from instructretro_jax.train.lazy_params import LazyArray
@@ -80,3 +89,19 @@ def test_devices_that_share_a_checkpoint_find_what_one_finds(tmp_path):
 def test_shared_spans():
   assert shared_spans([9, 1, 2, 3, 4, 5, 9], [0, 1, 2, 3, 4, 5]) == [(1, 6)]
   assert shared_spans([1, 2, 3], [1, 2, 3]) == []
+
+
+def test_the_viewed_arm_has_an_encoder(tmp_path):
+  params = without_retrieval(params_of(CONFIG))
+  flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep='/')
+  lazy = {path: LazyArray(x.shape, x.dtype, lambda x=x: x) for path, x in flat.items()}
+  write_checkpoint(tmp_path / 'gpt', CONFIG, lazy, {'vocabulary': 'none'})
+  fields = {
+    'arms': ('gpt',),
+    'task': LanguageModel(seq_len=8, num_neighbours=2),
+    'num_sequences': 1,
+  }
+  with pytest.raises(StageError, match='gpt has no encoder'):
+    Perplexity(viewed_arm='gpt', **fields).build(tmp_path, tmp_path / 'perplexity')
+  with pytest.raises(ValueError, match="viewed_arm='retro' is none of"):
+    Perplexity(viewed_arm='retro', **fields)

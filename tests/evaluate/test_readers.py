@@ -13,6 +13,7 @@ from instructretro_jax.evaluate.readers import (
   answer_of,
   options_of,
 )
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.questions import Question
 
 LIMITS = Limits(prompt_len=150, num_new=6, batch_size=4)
@@ -21,7 +22,7 @@ LIMITS = Limits(prompt_len=150, num_new=6, batch_size=4)
 def query(n, encoder_on=False, **fields):
   fields = {'style': 'given', 'system': ''} | fields
   passages = ('dog eel fox gnu hen', 'ibis jay') if encoder_on else ('ape ' * n,) * (n > 0)
-  question = Question(f'q{n}', f'bee {n}?', passages, ('yes',), 'own', **fields)
+  question = Question(f'q{n}', f'bee {n}?', untitled(*passages), ('yes',), 'own', **fields)
   return Query(question=question, passages=passages, encoder_on=encoder_on)
 
 

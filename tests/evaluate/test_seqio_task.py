@@ -5,11 +5,12 @@ import pytest
 import seqio
 
 from instructretro_jax.evaluate import seqio_task
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.text import vocabulary
 
 QUESTIONS = [
-  Question(f'q{n}', f'ape {n}?', ('bee cat',), answers, 'own', system='')
+  Question(f'q{n}', f'ape {n}?', untitled('bee cat'), answers, 'own', system='')
   for n, answers in enumerate([('dog', 'eel'), ('fox gnu',), ('hen',)])
 ]
 WRITTEN = {'q0': ' eel\nfox', 'q1': ' fox', 'q2': ' ibis'}
@@ -53,6 +54,6 @@ def test_the_evaluator_of_seqio_finds_our_metrics(task):
 
 def test_one_kind_of_answer_a_task(run_folder):
   vocab = vocabulary.load(run_folder / 'vocabulary')
-  mixed = [*QUESTIONS, Question('s', '', ('bee',), ('b',), 'own', 'summary')]
+  mixed = [*QUESTIONS, Question('s', '', untitled('bee'), ('b',), 'own', 'summary')]
   with pytest.raises(ValueError, match='questions of one kind of answer'):
     seqio_task.register('mixed', mixed, vocab, prompt_len=90)

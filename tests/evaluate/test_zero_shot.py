@@ -8,6 +8,7 @@ import pytest
 from instructretro_jax.evaluate import zero_shot
 from instructretro_jax.evaluate.zero_shot import ZeroShot
 from instructretro_jax.pipeline import stage
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.questions import Question, Questions
 from instructretro_jax.questions.retrieved_passages import FindPassages
 
@@ -21,7 +22,9 @@ class Given:
   def read(self, problems):
     for n in range(8):
       own = ('spans', 'span') if n % 2 else ('truths', 'boolean')
-      yield Question(f'q{n}', f'ape {n}?', (f'bee {n}.', 'yes', 'no'), ('yes',), *own, system='')
+      yield Question(
+        f'q{n}', f'ape {n}?', untitled(f'bee {n}.', 'yes', 'no'), ('yes',), *own, system=''
+      )
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 from instructretro_jax.examples.instructions import Instructions
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.passage_windows import PassageNeighbours
 from instructretro_jax.questions.prompts import Prompter
 from instructretro_jax.questions.questions import Question
@@ -16,7 +17,7 @@ C = 16
 
 
 def ask(n, task='own', size=10, answer='so', **fields):
-  passages = (f'{task} {n} ' + 'P' * size,)
+  passages = untitled(f'{task} {n} ' + 'P' * size)
   return Question(f'{task}{n}', f'Why {n}?', passages, (answer, 'no'), task, 'given', **fields)
 
 

@@ -11,6 +11,7 @@ from instructretro_jax.examples import seqio_tasks
 from instructretro_jax.examples.instructions import Instructions
 from instructretro_jax.examples.seqio_tasks import SeqioData, SeqioVocabulary
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.text import vocabulary
 from tests.text.byte_vocabulary import ByteVocabulary
@@ -117,7 +118,8 @@ def test_what_cannot_be_read_is_refused(registered):
 
 def test_instructions_are_iterated_by_seqio_and_come_back_the_same(registered):
   questions = [
-    Question(f'q{n}', f'Why {n}?', ('P',), ('so',), 'own', 'given', system='') for n in range(9)
+    Question(f'q{n}', f'Why {n}?', untitled('P'), ('so',), 'own', 'given', system='')
+    for n in range(9)
   ]
   source = Instructions(questions, VOCAB, 64, is_packed=True)
   task = seqio_tasks.register('test_ours', source, VOCAB, data_seed=3, num_examples=12)

@@ -186,23 +186,34 @@ def test_requests_that_cannot_be_met_are_errors_in_words():
   with pytest.raises(ValueError, match='gate=1.0, but nothing to read'):
     sampler.generate([Request(prompt='BCD', gate=1.0)])
   sampler = make_sampler(retriever=Echo())
+  with pytest.raises(ValueError, match='batch_size=0'):
+    make_sampler(batch_size=0)
   with pytest.raises(ValueError, match='retrieval_step=6 is no multiple of the chunk length 4'):
     sampler.generate([Request(prompt='BCD', gate=1.0, retrieval_step=6)])
 
 
-def test_few_shapes_are_compiled():
-  assert [sampler_module._bucket(n) for n in range(1, 14)] == [
-    1,
-    2,
-    3,
-    4,
-    6,
-    6,
-    8,
-    8,
-    12,
-    12,
-    12,
-    12,
-    16,
+def test_what_fits_alone_fits_among_others():
+  decoder = dataclasses.replace(CONFIG.decoder, positions='learned', max_len=24)
+  sampler = make_sampler(dataclasses.replace(CONFIG, decoder=decoder))
+  # of one shape: 12 or fewer tokens, and 9 to 12 new ones; the first two need 26 together
+  requests = [
+    Request(prompt='BCDEFGHIJ', max_new=9, stop_at_repetition=True),
+    Request(prompt='BCDEFGHIJKL', max_new=12),
+    Request(prompt='BCDEFGHIJ', max_new=12),
+    Request(prompt='BCDEFGHIJKLM', max_new=12),
+    Request(prompt='BCDEFGHIJKLM', max_new=9),
   ]
+  assert sampler.generate(requests) == [sampler.generate([one])[0] for one in requests]
+  longest = [Request(prompt='B' * 21, max_new=3), Request(prompt='B' * 22, max_new=1)]
+  sampler.generate(longest)
+  with pytest.raises(ValueError, match='of 22 and 3 new tokens do not fit the 24'):
+    sampler.check(Request(prompt='B' * 22, max_new=3))
+  with pytest.raises(ValueError, match='of 22 and 3 new tokens do not fit the 24'):
+    next(sampler.generate_each([*requests, Request(prompt='B' * 22, max_new=3)]))
+
+
+def test_answers_come_almost_in_order():
+  sampler = make_sampler(batch_size=2)
+  prompts = ['B', 'B' * 9, 'C', 'D', 'C' * 9, 'E']
+  found = list(sampler.generate_each([Request(prompt=p, max_new=4) for p in prompts]))
+  assert [place for place, _ in found] == [0, 2, 1, 4, 3, 5]

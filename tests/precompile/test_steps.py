@@ -17,6 +17,7 @@ from instructretro_jax.model.sharding import MeshConfig, make_mesh
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.precompile import estimate, steps, topology
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.passage_windows import PassageNeighbours
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.train import loop
@@ -111,7 +112,7 @@ def test_the_abstract_batch_is_that_of_the_data():
 
 @pytest.mark.parametrize('gate', [0.0, 1.0, 'random'])
 def test_the_abstract_batch_is_that_of_the_questions(gate):
-  vocab, question = ByteVocabulary(), Question('q', 'Why?', ('P',), ('so',), 'own', 'given')
+  vocab, question = ByteVocabulary(), Question('q', 'Why?', untitled('P'), ('so',), 'own', 'given')
   neighbours = PassageNeighbours(vocab, C, 2) if gate else None
   source = Instructions([question], vocab, 32 * C, neighbours=neighbours)
   real = source.examples(np.zeros(8, np.int64))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.questions import instruction_sets
 from instructretro_jax.questions.instruction_sets import (
   Dialogues,
@@ -13,6 +14,7 @@ from instructretro_jax.questions.instruction_sets import (
   TfdsQuestions,
   split_turns,
 )
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.text.documents import Problems
 
@@ -55,10 +57,11 @@ def test_dialogues(write):
   fields = ('chat', 'given')
   assert found == [
     Question('chat:rows.json:1', 'c?', (), ('d.',), *fields, history=('a?', 'b.')),
-    Question('chat:rows.json:2', 'a?', ('p', 'q'), ('b.',), *fields, system='S.'),
+    Question('chat:rows.json:2', 'a?', untitled('p', 'q'), ('b.',), *fields, system='S.'),
     Question('chat:rows.json:3', 'a?', (), ('b.',), *fields, system='S.'),
+    Question('chat:rows.json:9', 'a?', untitled('p'), ('b.',), *fields),
   ]
-  assert problems == {'empty': 1, 'missing_turns': 1, 'wrong_turns': 3, 'wrong_type': 2}
+  assert problems == {'empty': 1, 'missing_turns': 1, 'wrong_turns': 3, 'wrong_type': 1}
 
 
 @pytest.mark.parametrize('is_array', [False, True])
@@ -95,7 +98,7 @@ def test_qa_files(write):
     {'question': 'User: a?\nAssistant: b.', 'answer': 'c'},
   ]
   found, problems = read(QaFiles(write(rows, is_array=True), 'qa', max_passages=2))
-  assert [(q.passages, q.answers, q.style) for q in found] == [
+  assert [(q.shown_passages, q.answers, q.style) for q in found] == [
     (('title: T, source: one', 'two'), ('x', 'y'), 'span'),
     (('title: T, source: one',), ('x',), 'span'),
     (('one',), ('x',), 'span'),
@@ -105,7 +108,7 @@ def test_qa_files(write):
   assert found[3].options == ('red', 'blue')
   assert (found[4].question, found[4].history) == ('c?', ('a?', 'b.'))
   assert problems == {
-    'empty': 1, 'missing_answer': 2, 'missing_question': 1, 'wrong_turns': 1, 'wrong_type': 1
+    'missing_answer': 1, 'missing_question': 1, 'wrong_answer': 1, 'wrong_turns': 1, 'wrong_type': 1
   }  # fmt: skip
   assert found[0].id == 'qa:rows.json:1'
   with pytest.raises(ValueError, match='rhyme'):
@@ -147,14 +150,16 @@ def test_tfds(tmp_path):
   tfds.folder_dataset.write_metadata(data_dir=folder, features=features, split_infos=[split])
   fields = dict(passage_key='context', style='span', data_dir=str(tmp_path))
   found, problems = read(TfdsQuestions('asked', 'squad', answer_key='answers/text', **fields))
-  assert [(q.question, q.passages, q.answers) for q in found] == [('a?', ('p',), ('x', 'y'))]
+  assert [(q.question, q.shown_passages, q.answers) for q in found] == [('a?', ('p',), ('x', 'y'))]
   assert found[0].id.startswith('squad:tfds:asked:') and str(tmp_path) not in found[0].id
   assert problems == {'broken_utf8': 1, 'missing_text': 1}
   asked = TfdsQuestions('asked', 'squad', answer_key='answers/text', unanswered='', **fields)
   found, problems = read(asked)
   assert [q.answers for q in found] == [('x', 'y'), ('',)] and problems == {'broken_utf8': 1}
-  found, problems = read(TfdsQuestions('asked', 'squad', answer_key='answers/no', **fields))
-  assert not found and problems['missing_text'] == 3
+  with pytest.raises(
+    StageError, match='no row of 3 could be used; their keys are answers, context'
+  ):
+    read(TfdsQuestions('asked', 'squad', answer_key='answers/no', **fields))
 
 
 @pytest.mark.packages
@@ -164,7 +169,7 @@ def test_packaged_summaries():
   assert [len(found) for found in read] == [999, 868]
   for question in read[0] + read[1]:
     assert (question.question, question.style) == ('', 'summary')
-    assert question.passages[0].strip() and question.answers[0].strip()
+    assert question.passages[0].text.strip() and question.answers[0].strip()
   assert np.mean([len(q.answers[0]) for q in read[0]]) < 0.1 * np.mean(
-    [len(q.passages[0]) for q in read[0]]
+    [len(q.passages[0].text) for q in read[0]]
   )

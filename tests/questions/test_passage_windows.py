@@ -5,6 +5,7 @@ import json
 import pytest
 
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.passage_windows import PassageNeighbours, read_passages
 from instructretro_jax.questions.questions import Question
 
@@ -23,7 +24,7 @@ def texts(windows):
 
 
 def ask(*passages):
-  return Question('q', 'Why?', passages, ('so',), 'own')
+  return Question('q', 'Why?', untitled(*passages), ('so',), 'own')
 
 
 def test_passages_begin_in_the_first_windows_and_go_on_in_the_next():

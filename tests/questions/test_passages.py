@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.passages import PassagesOf
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.text.documents import Problems
@@ -14,7 +15,7 @@ class Given:
 
   def read(self, problems):
     for n, passages in enumerate(self.passages):
-      yield Question(f'{self.task}{n}', 'q?', passages, ('a',), self.task)
+      yield Question(f'{self.task}{n}', 'q?', untitled(*passages), ('a',), self.task)
 
 
 def test_every_passage_is_a_document_once():

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.prompts import CHATML, PLAIN, Prompter
 from instructretro_jax.questions.questions import Question
 
@@ -20,7 +21,7 @@ def text_of(tokens):
 
 
 def test_passages_are_cut_and_questions_never():
-  question = Question('q', 'Why?', ('P' * 500,), ('so',), 'own', 'given')
+  question = Question('q', 'Why?', untitled('P' * 500), ('so',), 'own', 'given')
   tokens, cut, turns_cut = Prompter(Letters()).prompt(question, 200)
   text = text_of(tokens)
   assert len(tokens) == 200 and text.endswith('User: Why?\n\nAssistant:') and turns_cut == 0
@@ -31,7 +32,9 @@ def test_passages_are_cut_and_questions_never():
 
 def test_the_oldest_turns_are_left_out_once_no_passage_is_left():
   history = ('first?', 'one.', 'second?', 'two.')
-  question = Question('q', 'Why?', ('P' * 50,), ('so',), 'own', 'given', history, system='S.')
+  question = Question(
+    'q', 'Why?', untitled('P' * 50), ('so',), 'own', 'given', history, system='S.'
+  )
   prompter = Prompter(Letters())
   whole = text_of(prompter.prompt(question, 999).tokens)
   assert whole == 'System: S.\n\n' + 'P' * 50 + (

@@ -8,6 +8,7 @@ import pytest
 
 from instructretro_jax.pipeline import manifest, stage
 from instructretro_jax.questions import question_sets, questions
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.question_sets import JsonLinesQuestions
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.text.documents import Problems
@@ -23,7 +24,7 @@ class Given:
   def read(self, problems):
     del problems
     for row_id, question, passages in self.rows:
-      yield Question(row_id, question, passages, ('yes',), self.task)
+      yield Question(row_id, question, untitled(*passages), ('yes',), self.task)
 
 
 def given(task, num, num_passages):
@@ -41,7 +42,7 @@ def both(root):
 
 
 def passages_of(some):
-  return {' '.join(text.split()) for question in some for text in question.passages}
+  return {passage.identity for question in some for passage in question.passages}
 
 
 def test_round_trip_and_counts(tmp_path):
@@ -132,13 +133,14 @@ def test_own_rows(tmp_path):
   problems = Problems()
   found = list(JsonLinesQuestions(str(path)).read(problems))
   assert found == [
-    Question('own:own.jsonl:1', 'a?', ('p',), ('x',), 'own'),
-    Question('own:own.jsonl:2', 'b?', ('p', 'q'), ('x', 'y'), 'own'),
+    Question('own:own.jsonl:1', 'a?', untitled('p'), ('x',), 'own'),
+    Question('own:own.jsonl:2', 'b?', untitled('p', 'q'), ('x', 'y'), 'own'),
     Question('own:own.jsonl:3', 'open?', (), ('x',), 'own'),
+    Question('own:own.jsonl:7', 'e?', untitled('p'), ('x',), 'own'),
   ]
   assert problems.to_json()['counts'] == {
     'empty': 1,
-    'missing_answer': 2,
+    'missing_answer': 1,
     'missing_passage': 1,
     'missing_question': 1,
     'not_json': 1,
@@ -191,9 +193,9 @@ def test_packaged_sets():
   everything = [question for found in read for question in found]
   assert len({q.id for q in everything}) == len(everything)
   assert all(q.question.strip() and q.answers and all(q.answers) for q in everything)
-  assert all(len(q.passages) == 1 and q.passages[0].strip() for q in everything)
+  assert all(len(q.passages) == 1 and q.passages[0].text.strip() for q in everything)
   assert collections.Counter(q.answers for q in read[0]) == {('yes',): 7907, ('no',): 4790}
   first, second, third = read[2][:3]
   assert second.history == (first.question, first.answers[0]) and first.history == ()
   assert third.history == (*second.history, second.question, second.answers[0])
-  assert all(a == 'CANNOTANSWER' or a in q.passages[0] for q in read[2] for a in q.answers)
+  assert all(a == 'CANNOTANSWER' or a in q.passages[0].text for q in read[2] for a in q.answers)

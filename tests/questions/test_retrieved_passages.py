@@ -9,8 +9,9 @@ from instructretro_jax.pipeline import stage
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.questions.passage_windows import read_passages
 from instructretro_jax.questions.questions import Question, Questions
-from instructretro_jax.questions.retrieved_passages import FindPassages
+from instructretro_jax.questions.retrieved_passages import FindPassages, query_of
 from instructretro_jax.retrieval.index_stage import BuildIndex
+from instructretro_jax.retrieval.minilm import MiniLm
 from instructretro_jax.retrieval.retriever import open_retriever
 from instructretro_jax.text import vocabulary
 
@@ -48,3 +49,23 @@ def test_the_best_passages_share_no_chunk_and_dialogues_are_looked_up_with_their
   assert any(len(found[key]) > 1 for key in found)
   with pytest.raises(StageError, match='train.jsonl does not exist'):
     read_passages(run / 'passages', 'train')
+
+
+def test_the_query_begins_with_the_question_and_keeps_the_last_words_before_it():
+  history = ('a b', 'c d', 'e f g', 'h i j')
+  question = Question('q', 'why ?', (), ('x',), 'own', history=history)
+  assert query_of(question, 4) == 'why ? g h i j'
+  assert query_of(question, 0) == 'why ?'
+  assert query_of(question, 99) == 'why ? e f g h i j'
+  with pytest.raises(ValueError, match='history_words=-1'):
+    FindPassages(history_words=-1)
+
+
+@pytest.mark.packages
+def test_a_long_history_does_not_hide_the_question(tmp_path):
+  told = 'The band played songs in London and toured many cities before the drummer left. '
+  history = (told * 20, 'They did.')
+  asked = ('who wrote the song?', 'when did they separate?')
+  questions = [Question('q', one, (), ('x',), 'own', history=history) for one in asked]
+  first, second = MiniLm().load(tmp_path)([query_of(q, 32) for q in questions])
+  assert first @ second < 0.95  # 1 where the question is cut off

@@ -14,6 +14,7 @@ from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import MeshConfig, make_mesh
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.passage_windows import PassageNeighbours
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.text import vocabulary
@@ -40,8 +41,8 @@ def params_of(config, dtype='float32'):
 
 def ask(n):
   rng = np.random.default_rng(n)
-  passage = ''.join(chr(97 + c) for c in rng.integers(0, 26, 8))
-  return Question(f'q{n}', 'ab?'[: 1 + n % 3], (passage,), ('xyzxyz'[: 1 + n % 6],), 'own', 'given',
+  passages = untitled(''.join(chr(97 + c) for c in rng.integers(0, 26, 8)))
+  return Question(f'q{n}', 'ab?'[: 1 + n % 3], passages, ('xyzxyz'[: 1 + n % 6],), 'own', 'given',
                   system='')  # fmt: skip
 
 

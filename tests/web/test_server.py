@@ -121,7 +121,7 @@ def test_the_page_trusts_only_what_it_brought(open_sampler):
   assert client.get('/', headers={'host': 'rebound.example'}).status_code == 400
   assert client.get('/answer').status_code == 405
   assert client.post('/answer', json={'text': 'x' * (1 << 20)}).status_code == 413
-  for content in ('{"text"', '[]'):
+  for content in ('{"text"', '[]', '[' * 100_000):
     bad = client.post('/answer', content=content, headers={'content-type': 'application/json'})
     assert bad.status_code == 400 and bad.json()['message']
 
@@ -133,12 +133,13 @@ def test_the_page_trusts_only_what_it_brought(open_sampler):
     ({'text': ' '}, 'there is no text'),
     ({'text': 3}, 'text=3 is not a text'),
     ({'text': 'x' * 50_001}, '50001 characters of at most 50000'),
-    ({'text': 'x', 'passages': 'y'}, 'passages is no list'),
-    ({'text': 'x', 'passages': [3]}, 'passages=3 is not a text'),
+    ({'text': 'x', 'passages': 3}, 'passages=3 is not a list of texts'),
+    ({'text': 'x', 'passages': [3]}, 'passages=.3,. is not a list of texts'),
+    ({'text': 'x\ud83d'}, 'text: character 1 is half a character'),
     ({'text': 'x', 'gates': []}, 'gates=.* are some of'),
     ({'text': 'x', 'gates': ['ajar']}, 'gates=.*ajar'),
-    ({'text': 'x', 'temperature': float('nan')}, 'temperature=nan is not between'),
-    ({'text': 'x', 'temperature': True}, 'temperature=True is not a number'),
+    ({'text': 'x', 'temperature': float('nan')}, 'temperature=nan is not a finite number'),
+    ({'text': 'x', 'temperature': True}, 'temperature=True is not a finite number'),
     ({'text': 'x', 'max_new': 0}, 'max_new=0 is not between 1 and 1024'),
     ({'text': 'x', 'max_new': 2.5}, 'max_new=2.5 is not a whole number'),
     ({'text': 'x', 'seed': -1}, 'seed=-1 is not between'),
