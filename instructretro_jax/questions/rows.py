@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
-import glob
 import itertools
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.questions.fields import Row, Unusable, as_text
 from instructretro_jax.questions.questions import Question
-from instructretro_jax.text import sources
 from instructretro_jax.text.documents import Problems
+from instructretro_jax.text.files import matching_files
+from instructretro_jax.text.json_rows import json_rows as read_json_rows
 
 _MOST_KEYS = 12  # shown of rows that are of no use
 
@@ -63,8 +63,8 @@ def json_rows(pattern: str | tuple[str, ...], problems: Problems) -> Iterator[Pl
 
   Files of one name are told apart by the folders that they are in.
   """
-  for path, name in _distinct_names(sources.matching_files(pattern)).items():
-    for row_id, place, row in sources.json_rows(glob.escape(path), problems):
+  for path, name in _distinct_names(matching_files(pattern)).items():
+    for row_id, place, row in read_json_rows(path, problems):
       row_id = f'{name}:{row_id.rpartition(":")[2]}'
       nested = [] if 'question' in row else list(_squad_rows(row))
       if not nested:
