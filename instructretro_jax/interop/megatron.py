@@ -19,7 +19,7 @@ from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.pipeline.manifest import StageError, write_text
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
-_SHOWN = 30  # names of one kind in an error
+_SHOWN = 6  # names of one kind in an error
 _RETRIEVAL = re.compile(r'inter_attention|retriever|cross_attention')
 
 
