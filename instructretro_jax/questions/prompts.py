@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import functools
+import re
 from typing import NamedTuple
 
 from instructretro_jax.questions.chat_template import TemplateFormat
@@ -142,8 +143,9 @@ class Prompter:
 
 def _cut_at_word(text: str, prefix: str) -> str:
   """A text up to the last word that is whole in a prefix of about that length."""
-  kept = text[: len(prefix.rstrip('\ufffd'))]
-  begun = kept.split()[-1:] if kept[-1:].strip() and text[len(kept) :][:1].strip() else []
-  if begun and len(begun[0]) <= _MOST_WORD:
-    kept = kept[: -len(begun[0])].rstrip() or kept  # rather a part of a word than nothing
-  return kept.rstrip()
+  end = len(prefix.rstrip('\ufffd'))
+  start = end - len(re.search(r'\S*$', text[:end])[0])
+  word = re.match(r'\S*', text[start : end + _MOST_WORD])[0]
+  if start < end < start + len(word) <= start + _MOST_WORD:
+    return text[:start].rstrip() or text[:end]  # rather a part of a word than nothing
+  return text[:end].rstrip()
