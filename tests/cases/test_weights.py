@@ -234,9 +234,7 @@ def test_distributed_formats_of_megatron_are_named(tmp_path, files, inside):
 @pytest.mark.parametrize('tracker', ['', '\n', 'twenty', 'iter_0000020'])
 def test_a_tracker_that_names_no_iteration_is_named(tmp_path, tracker):
   inner = megatron_folder(tmp_path, tracker)
-  with pytest.raises(
-    StageError, match=r'iteration.txt says .*, not an iteration'
-  ):
+  with pytest.raises(StageError, match=r'iteration.txt says .*, not an iteration'):
     megatron.load_lazy(inner.parent)
 
 
