@@ -175,7 +175,7 @@ class HuggingFaceReader:
           pad_token_id=self._vocab.eos_id,
         )[0].tolist()
       new = tokens if self._is_seq2seq else tokens[prompt.shape[1] :]
-      text = self._vocab.decode(new)
+      text = self._vocab.decode(new, continues=not self._is_seq2seq)
       for stop in self._prompter.stops(query.question):
         text = text.split(stop)[0]
       found.append(text)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import dataclasses
 
 from instructretro_jax.retrieval.retriever import Neighbour
-from instructretro_jax.text.vocabulary import Vocabulary
+from instructretro_jax.text.tokens import Vocabulary
 
 MAX_NEW = 256  # tokens
 _BROKEN = '\ufffd'  # what a decoder makes of a character whose bytes are not all there

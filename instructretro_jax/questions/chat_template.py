@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import functools
 import re
 from typing import Any
 
@@ -13,6 +12,7 @@ from instructretro_jax.text.formatted import Control, Part, split
 from instructretro_jax.text.tokens import Vocabulary
 
 _MOST_TEMPLATE, _MOST_OUTPUT = 1 << 17, 1 << 20  # characters
+_MOST_STEPS = 10_000
 _MARK = re.compile('\ue000(\\d+)\ue001')  # stands for a text while the template is rendered
 
 
@@ -38,8 +38,8 @@ class TemplateFormat:
     behind = split(whole[2], vocab.control_names())
     ends = [n for n, part in enumerate(behind) if isinstance(part, Control)]
     self.end: tuple[Part, ...] = tuple(behind[: ends[0] + 1]) if ends else ()
-    names = [part.name for part in behind if isinstance(part, Control)]
-    self.stop = tuple(dict.fromkeys(n for n in names if n != vocab.bos_token))
+    own = split(''.join(whole), vocab.control_names())
+    self.stop = tuple(dict.fromkeys(part.name for part in own if isinstance(part, Control)))
     try:
       self._pieces([{'role': 'system', 'content': _mark(0)}, {**ask, 'content': _mark(1)}], 2)
       self._has_system = True
@@ -115,7 +115,16 @@ def _compiled(template: str, vocab: Vocabulary) -> Any:
     raise jinja2.TemplateRuntimeError(message)
 
   environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols])
-  environment.globals |= {'raise_exception': refuse, 'range': functools.partial(_short_range)}
+  counted = [0]  # numbers of all ranges of one rendering
+
+  def short_range(*arguments: int) -> range:
+    numbers = range(*arguments)
+    counted[0] += len(numbers)
+    if counted[0] > _MOST_STEPS:
+      raise ValueError(f'its ranges have more than {_MOST_STEPS} numbers')
+    return numbers
+
+  environment.globals |= {'raise_exception': refuse, 'range': short_range}
   for name in ('center', 'indent', 'format'):
     environment.filters.pop(name)
   given = {
@@ -125,7 +134,7 @@ def _compiled(template: str, vocab: Vocabulary) -> Any:
   }
 
   def render(messages: Sequence[Mapping[str, str]]) -> str:
-    pieces, size = [], 0
+    pieces, size, counted[0] = [], 0, 0
     prompts = messages[-1]['role'] == 'user'
     try:
       for piece in compiled.generate(
@@ -146,10 +155,3 @@ def _compiled(template: str, vocab: Vocabulary) -> Any:
   except Exception as error:
     raise _unusable(vocab, ' '.join(str(error).split())) from error
   return render
-
-
-def _short_range(*arguments: int) -> range:
-  numbers = range(*arguments)
-  if len(numbers) > 1000:
-    raise ValueError(f'range of {len(numbers)}')
-  return numbers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import functools
 
 import numpy as np
@@ -72,28 +72,23 @@ class Vocabulary(abc.ABC):
       continues: other text stands before it. For encode(a) + encode(b, continues=True) to be
         encode(a + b), a space between two words goes to the second.
     """
-    return [token for piece in self.encode_pieces(text, continues) for token in piece]
-
-  def encode_pieces(self, text: str, continues: bool = False) -> Iterator[list[int]]:
-    """As `encode`, in parts and in bounded memory."""
-    for n, piece in enumerate(cuts.pieces(text, self.piece_chars, self._is_seam)):
-      yield self._encode(piece, continues or n > 0)
+    parts = enumerate(cuts.pieces(text, self.piece_chars, self._is_seam))
+    return [token for n, part in parts for token in self._encode(part, continues or n > 0)]
 
   def document(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a whole document with start and end, and the bytes of text of each.
+    """The tokens of a whole document with start and end, and the bytes of text of each, [T] int32.
 
     The bytes add up to those of the text, also where the vocabulary changes a text before it cuts
     it: what it changed is attributed to the tokens of the words around.
     """
-    ids = [np.array(self.start_ids, np.int64)]
-    sizes = [np.zeros(len(self.start_ids), np.int64)]
+    ids, sizes = [self.start_ids], [np.zeros(len(self.start_ids), np.int32)]
     for n, piece in enumerate(cuts.pieces(text, self.piece_chars, self._is_seam)):
       tokens, bytes_of = self._measured(piece, self._encode(piece, n > 0), n > 0)
-      ids.append(np.array(tokens, np.int64))
-      sizes.append(bytes_of)
-    ids.append(np.array([self.eos_id], np.int64))
-    sizes.append(np.zeros(1, np.int64))
-    return np.concatenate(ids), np.concatenate(sizes)
+      ids.append(np.array(tokens, np.int32))
+      sizes.append(bytes_of.astype(np.int32))
+    ids.append((self.eos_id,))
+    sizes.append(np.zeros(1, np.int32))
+    return np.concatenate([np.array(part, np.int32) for part in ids]), np.concatenate(sizes)
 
   def decode(self, ids: Sequence[int], continues: bool = False) -> str:
     """The text of tokens; control tokens have none.

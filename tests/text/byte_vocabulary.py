@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from instructretro_jax.text.vocabulary import Vocabulary
+from instructretro_jax.text.tokens import Vocabulary
 
 FIRST = 3  # 0 pads, 1 ends a document, 2 is unknown
 
