@@ -172,11 +172,7 @@ def _take_vocabulary(
   ends = dict.fromkeys(t for t in (eos_token, names.eos_token, *names.end_tokens) if t in known)
   first, *others = ends or [None]
   found = dataclasses.replace(names, eos_token=first, end_tokens=tuple(others))
-  vocabulary.write(folder, file, content, found)
-  try:
-    vocabulary.load(folder)
-  except StageError as error:
-    raise StageError(str(error).replace(str(folder / file), str(given))) from error
+  vocabulary.write(folder, file, content, found, given)
 
 
 def _gguf_file(path: Path) -> Any:
@@ -219,7 +215,7 @@ def export(checkpoint: Path, out: Path, kind: str, tokenizer: Path | None = None
   own = (checkpoint, checkpoint.parent / 'vocabulary')
   place = next((p for p in own if (p / vocabulary.HUGGING_FACE_FILE).exists()), None)
   if tokenizer is not None:
-    vocab, template = vocabulary.HuggingFaceVocabulary(str(tokenizer)), None
+    vocab, template = _given_vocabulary(tokenizer), None
   elif place is not None:
     tokenizer = place / vocabulary.HUGGING_FACE_FILE
     vocab = vocabulary.load(place)
@@ -227,6 +223,18 @@ def export(checkpoint: Path, out: Path, kind: str, tokenizer: Path | None = None
   else:
     vocab, template = None, None
   huggingface.save(config, params, out, tokenizer, vocab, template)
+
+
+def _given_vocabulary(tokenizer: Path) -> vocabulary.Vocabulary | None:
+  """A tokenizer.json with what stands beside it; None if nobody says what ends a text."""
+  spelling = hugging_face_vocabulary.spellings(tokenizer)
+  names = model_names.read(tokenizer.parent, spelling.get)
+  try:
+    return hugging_face_vocabulary.HuggingFaceVocabulary(
+      str(tokenizer), names.eos_token, names.end_tokens, names.start_token
+    )
+  except StageError:  # it is a tokenizer, so all that it lacks is such a token
+    return None
 
 
 def _template_of_tuning(checkpoint: Path, vocab: vocabulary.Vocabulary) -> str | None:

@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 from pathlib import Path
-import shutil
 from typing import Any
 
 import sentencepiece
@@ -91,8 +90,8 @@ class GivenVocabulary(Stage):
     if not source.is_file():
       raise manifest.StageError(f'no vocabulary file at {source}')
     target = HUGGING_FACE_FILE if source.suffix == '.json' else SENTENCEPIECE_FILE
-    shutil.copyfile(source, folder / target)
-    return {'vocab_size': load(folder).vocab_size}
+    vocab = write(folder, target, source.read_bytes(), Names(), source)
+    return {'vocab_size': vocab.vocab_size}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,8 +113,13 @@ class Names:
   chat_template: str | None = None
 
 
-def write(folder: Path, file: str, content: bytes, names: Names) -> None:
-  """Writes a vocabulary file (one of the names above), and what is known of its tokens."""
+def write(folder: Path, file: str, content: bytes, names: Names, source: Path) -> Vocabulary:
+  """Writes a vocabulary file (one of the names above) and what is known of its tokens; opens it.
+
+  Raises StageError that names the source if that is no vocabulary.
+  """
+  for name in (HUGGING_FACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE, _SETTINGS_FILE):
+    (folder / name).unlink(missing_ok=True)  # of an attempt that failed
   manifest.write_bytes(folder / file, content)
   settings = dataclasses.asdict(names)
   template = settings.pop('chat_template')
@@ -123,6 +127,10 @@ def write(folder: Path, file: str, content: bytes, names: Names) -> None:
     manifest.write_text(folder / _SETTINGS_FILE, json.dumps(settings))
   if template is not None:
     manifest.write_text(folder / TEMPLATE_FILE, template)
+  try:
+    return load(folder)
+  except manifest.StageError as error:
+    raise manifest.StageError(str(error).replace(str(folder / file), str(source))) from error
 
 
 def load(folder: Path) -> Vocabulary:

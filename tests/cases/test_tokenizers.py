@@ -30,7 +30,7 @@ def model_folder(folder, form, writes, files=(), rows=None):
     rows: of its embeddings, if not as many as the tokenizer has.
   """
   folder.mkdir()
-  content = tokenizer_forms.content(form)
+  content = tokenizer_forms.made_of(form)
   (folder / 'tokenizer.json').write_text(json.dumps(content))
   V, D, F = rows or tokenizer_forms.load(form).vocab_size, 8, 12
   config = {
@@ -107,7 +107,7 @@ def test_an_end_that_is_no_token_names_the_option_and_the_file(tmp_path):
     run('import', f'--source={source}', f'--out={tmp_path}/out', '--eos_token=<end>')
   expected = f"{source}/tokenizer.json has no token '<end>': give another eos_token (--eos_token)"
   assert str(error.value) == expected
-  content = tokenizer_forms.content('llama3')
+  content = tokenizer_forms.made_of('llama3')
   text = json.dumps(content).replace('end_of_text', 'over')
   (source / 'tokenizer.json').write_text(text)
   with pytest.raises(StageError, match=r'model/tokenizer.json has none of .*--eos_token'):

@@ -12,6 +12,7 @@ from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.text import cuts, formatted, vocabulary
 from instructretro_jax.text.formatted import Control, Formatted
 from instructretro_jax.text.tokens import pieces
+from instructretro_jax.text.vocabulary import GivenVocabulary
 from tests.text import tokenizer_forms as forms
 
 ALL = sorted(forms.MADE)
@@ -132,7 +133,8 @@ def test_names_of_a_model_are_kept(tmp_path):
   names = vocabulary.Names(
     eos_token='<|end_of_text|>', end_tokens=('<|eot_id|>', '<|gone|>'), start_token=''
   )
-  vocabulary.write(folder, 'tokenizer.json', (folder / 'tokenizer.json').read_bytes(), names)
+  file = folder / 'tokenizer.json'
+  vocabulary.write(folder, file.name, file.read_bytes(), names, file)
   vocab = vocabulary.load(folder)
   assert (vocab.end_ids, vocab.start_ids) == ((1, 4), ())
   assert vocab.chat_template == '{{ messages }}'
@@ -197,6 +199,13 @@ def test_files_that_are_no_tokenizer_are_named(tmp_path, content, message):
   (tmp_path / 'tokenizer.json').write_text(content)
   with pytest.raises(StageError, match=message):
     vocabulary.load(tmp_path)
+
+
+def test_a_given_file_that_is_no_vocabulary_is_named(tmp_path):
+  for name in ('broken.json', 'broken.model'):
+    (tmp_path / name).write_text('{"a": 1')
+    with pytest.raises(StageError, match=f'{name} is no '):
+      GivenVocabulary(path=str(tmp_path / name)).build(tmp_path, tmp_path / 'vocabulary')
 
 
 def test_spaces_go_to_the_word_behind_them():

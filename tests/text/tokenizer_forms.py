@@ -132,19 +132,20 @@ STARTS = {'sentencepiece_llama2': '<s>'}
 
 
 @functools.cache
-def content(form):
+def made_of(form):
   return MADE[form]()
 
 
 def write(form, folder, chat_template=None):
   """The stage folder of a vocabulary."""
-  made = content(form)
+  made = made_of(form)
   is_json = isinstance(made, dict)
   file = vocabulary.HUGGING_FACE_FILE if is_json else vocabulary.SENTENCEPIECE_FILE
   names = vocabulary.Names(
     eos_token=ENDS.get(form), start_token=STARTS.get(form), chat_template=chat_template
   )
-  vocabulary.write(folder, file, json.dumps(made).encode() if is_json else made, names)
+  content = json.dumps(made).encode() if is_json else made
+  vocabulary.write(folder, file, content, names, folder / file)
   return folder
 
 
