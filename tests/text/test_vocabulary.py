@@ -129,9 +129,12 @@ def test_what_a_file_puts_first_and_what_ends():
 
 
 def test_names_of_a_model_are_kept(tmp_path):
-  folder = forms.write('llama3', tmp_path, chat_template='{{ messages }}')
+  folder = forms.write('llama3', tmp_path)
   names = vocabulary.Names(
-    eos_token='<|end_of_text|>', end_tokens=('<|eot_id|>', '<|gone|>'), start_token=''
+    eos_token='<|end_of_text|>',
+    end_tokens=('<|eot_id|>', '<|gone|>'),
+    start_token='',
+    chat_template='{{ messages }}',
   )
   file = folder / 'tokenizer.json'
   vocabulary.write(folder, file.name, file.read_bytes(), names, file)
