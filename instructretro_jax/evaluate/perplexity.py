@@ -84,7 +84,8 @@ class Perplexity(Stage):
     others = source.neighbours(np.where(own['chunk_ids'][..., None] >= 0, drawn, -1))
     batches = {'own': own, 'off': own, 'random': {**own, **others}}
     masks = token_categories(own)
-    bytes_BL = vocab.token_bytes()[own['targets']] * own['loss_mask']
+    store = ChunkStore(root / self.task.chunks, 'heldout')
+    bytes_BL = target_bytes(store, own, vocab)
     rows, sums, viewed, mesh = [], [], {}, local_mesh(self.mesh)
     for arm in Bar(self.arms, desc=self.name, unit='arm'):
       model, params = Checkpoint(root / arm).load_for_use(mesh)
@@ -112,6 +113,18 @@ class Perplexity(Stage):
     heldout, train = (ChunkStore(root / self.task.chunks, s) for s in ('heldout', 'train'))
     table = NeighbourTable(root / self.task.neighbours, 'heldout')
     return viewer.Provenance(heldout, train, table, self.task.num_neighbours)
+
+
+def target_bytes(
+  store: ChunkStore, batch: dict[str, np.ndarray], vocab: vocabulary.Vocabulary
+) -> np.ndarray:
+  """UTF-8 bytes of text that each target stands for, [B, L] int64; 0 where there is no loss."""
+  chunk_ids = batch['chunk_ids']
+  last = chunk_ids[:, -1:] + 1  # its first token is the last target
+  after = np.where((chunk_ids[:, -1:] >= 0) & (last < len(store)), last, -1)
+  sizes = store.token_bytes(np.concatenate([chunk_ids, after], axis=1), vocab)
+  B, L = batch['tokens'].shape
+  return sizes.reshape(B, -1)[:, 1 : L + 1] * (batch['loss_mask'] > 0)
 
 
 def token_categories(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -193,6 +206,7 @@ def _row(
   nats_BL: np.ndarray, mask_BL: np.ndarray, bytes_BL: np.ndarray | None
 ) -> dict[str, Any] | None:
   """Mean and 95 % interval; sequences, not tokens, are taken as independent (ratio estimator)."""
+  nats_BL = nats_BL.astype(np.float64)  # float32 would round the sums to seven digits
   sums_B, counts_B = (nats_BL * mask_BL).sum(axis=1), mask_BL.sum(axis=1)
   tokens = int(counts_B.sum())
   if not tokens:
@@ -210,5 +224,5 @@ def _row(
     'bits_per_byte': None,
   }
   if bytes_BL is not None:
-    row['bits_per_byte'] = round(float(sums_B.sum() / math.log(2) / bytes_BL.sum()), 5)
+    row['bits_per_byte'] = float(sums_B.sum() / math.log(2) / bytes_BL.sum())
   return row

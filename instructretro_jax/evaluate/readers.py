@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 import re
-from typing import Protocol
+import tempfile
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.questions.passage_windows import token_windows, windows_of
 from instructretro_jax.questions.prompts import Prompter
 from instructretro_jax.questions.questions import Question
+from instructretro_jax.text.hugging_face_vocabulary import HuggingFaceVocabulary
 
 _LEAD = re.compile(r'^[\s:,;.*"-]+')
 
@@ -154,7 +156,8 @@ class HuggingFaceReader:
       transformers.AutoModelForSeq2SeqLM if self._is_seq2seq else transformers.AutoModelForCausalLM
     )
     self._model = kind.from_pretrained(name, dtype=torch.float32).eval()
-    self._vocab = _TokenizerVocabulary(transformers.AutoTokenizer.from_pretrained(name))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    self._vocab = _vocabulary_of(tokenizer, self._model.generation_config.eos_token_id)
     self._prompter = Prompter(self._vocab)
 
   def answers(self, queries: Sequence[Query]) -> list[str]:
@@ -168,11 +171,11 @@ class HuggingFaceReader:
           attention_mask=self._torch.ones_like(prompt),
           max_new_tokens=self._limits.num_new,
           do_sample=False,
-          eos_token_id=self._prompter.end[-1],
+          eos_token_id=[self._prompter.end[-1], *self._vocab.end_ids],
           pad_token_id=self._vocab.eos_id,
         )[0].tolist()
       new = tokens if self._is_seq2seq else tokens[prompt.shape[1] :]
-      text = self._vocab.decode(new)
+      text = self._vocab.decode(new, continues=not self._is_seq2seq)
       for stop in self._prompter.stops(query.question):
         text = text.split(stop)[0]
       found.append(text)
@@ -199,17 +202,20 @@ class HuggingFaceReader:
       return float(nats[torch.arange(len(answer)), torch.tensor(answer)].sum())
 
 
-class _TokenizerVocabulary:
-  """A tokenizer of transformers as our prompts use a vocabulary."""
-
-  def __init__(self, tokenizer):
-    self._tokenizer, self.eos_id = tokenizer, tokenizer.eos_token_id
-
-  def encode(self, text: str) -> list[int]:
-    return self._tokenizer.encode(text, add_special_tokens=False)
-
-  def decode(self, ids: Sequence[int]) -> str:
-    return self._tokenizer.decode(ids, skip_special_tokens=True)
+def _vocabulary_of(tokenizer: Any, end_ids: int | Sequence[int] | None) -> HuggingFaceVocabulary:
+  """A fast tokenizer of transformers as a vocabulary; `end_ids` are those of its model."""
+  ends = [] if end_ids is None else [end_ids] if isinstance(end_ids, int) else list(end_ids)
+  with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder) / 'tokenizer.json'
+    file.write_text(tokenizer.backend_tokenizer.to_str(), encoding='utf-8')
+    vocab = HuggingFaceVocabulary(
+      str(file), tokenizer.eos_token, tokenizer.convert_ids_to_tokens(ends)
+    )
+  vocab.source = tokenizer.name_or_path
+  template = tokenizer.chat_template
+  vocab.chat_template = template.get('default') if isinstance(template, dict) else template
+  vocab.bos_token = tokenizer.bos_token or ''
+  return vocab
 
 
 def _prompt(prompter: Prompter, query: Query, limits: Limits) -> list[int]:

@@ -14,7 +14,7 @@ from instructretro_jax.evaluate.readers import answer_of
 from instructretro_jax.examples.seqio_tasks import SeqioVocabulary
 from instructretro_jax.questions.prompts import Prompter
 from instructretro_jax.questions.questions import Question
-from instructretro_jax.text.vocabulary import Vocabulary
+from instructretro_jax.text.tokens import Vocabulary
 
 
 def register(

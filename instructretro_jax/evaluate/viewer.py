@@ -9,7 +9,7 @@ import numpy as np
 
 from instructretro_jax.retrieval.neighbours import NeighbourTable
 from instructretro_jax.text.chunks import ChunkStore
-from instructretro_jax.text.vocabulary import Vocabulary
+from instructretro_jax.text.tokens import Vocabulary, pieces
 
 _MIN_SHARED = 4  # tokens of a run worth marking
 _CHUNKS_SHOWN = 4  # of each passage
@@ -55,7 +55,7 @@ def passages(
       following = batch['tokens'][b, (n + 1) * C : (n + 2) * C]
       chunks.append(
         {
-          'tokens': [vocab.decode([int(t)]) for t in tokens],
+          'tokens': pieces(vocab, tokens),
           'gain': [g if g is None else round(g, 3) for g in gains[n * C : n * C + length]],
           'neighbours': _neighbours(chunk, following, provenance, vocab),
         }
@@ -72,12 +72,12 @@ def _neighbours(
   for i in ids[ids >= 0]:
     tokens, mask = provenance.train.neighbour_tokens(np.array([i]), vocab.pad_id)
     tokens = tokens[0][mask[0]]
-    pieces = [vocab.decode([int(t)]) for t in tokens]
-    ends = np.cumsum([len(p) for p in pieces]).tolist()
+    texts = pieces(vocab, tokens)
+    ends = np.cumsum([len(text) for text in texts]).tolist()
     spans = shared_spans(tokens.tolist(), following.tolist())
     marked = [[ends[low - 1] if low else 0, ends[high - 1]] for low, high in spans]
     origin = provenance.train.provenance(int(provenance.train.document[i]))
-    found.append({'source': origin['id'], 'text': ''.join(pieces), 'shared': marked})
+    found.append({'source': origin['id'], 'text': ''.join(texts), 'shared': marked})
   return found
 
 

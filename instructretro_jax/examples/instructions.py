@@ -16,7 +16,7 @@ from instructretro_jax.pipeline import manifest
 from instructretro_jax.questions.passage_windows import PassageNeighbours, Windows
 from instructretro_jax.questions.prompts import Prompter
 from instructretro_jax.questions.questions import Question
-from instructretro_jax.text.vocabulary import Vocabulary
+from instructretro_jax.text.tokens import Vocabulary
 
 Rates = Sequence[tuple[str, float]]  # of tasks
 

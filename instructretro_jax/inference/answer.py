@@ -7,7 +7,7 @@ import dataclasses
 
 from instructretro_jax.inference.checks import check_kinds
 from instructretro_jax.retrieval.retriever import Neighbour
-from instructretro_jax.text.vocabulary import Vocabulary
+from instructretro_jax.text.tokens import Vocabulary
 
 MAX_NEW = 256  # tokens
 _MOST_NEW = 1 << 20  # of any request: what is beyond is a slip
@@ -77,8 +77,8 @@ class Answer:
   """An answer.
 
   Attributes:
-    tokens: the new ones, without the end token; the text may end before the last.
-    finish: 'end' (the end token), 'stop' (a stop text), 'repetition', or 'length'.
+    tokens: the new ones, without what ended it; the text may end before the last.
+    finish: 'end' (an end token), 'stop' (a stop text), 'repetition', or 'length'.
     neighbours: what was retrieved, by the number of prompt and new tokens that stood there when it
       was; those of the last chunk of the prompt first.
   """
@@ -97,10 +97,9 @@ class PartialAnswer:
     self.finish: str | None = None
     self.neighbours: list[tuple[int, tuple[Neighbour, ...]]] = []
     self._vocab, self._text, self._given = vocab, '', 0
-    self._stop_tokens = {token for stop in request.stop for token in _control_token(stop, vocab)}
-    # decoding stops at an end token, so what is decoded begins after the last of the prompt
+    self._stop_tokens = {vocab.control_id(stop) for stop in request.stop} - {None}
     tail = self.prompt[-_TAIL:]
-    while vocab.eos_id in tail:
+    while vocab.eos_id in tail:  # a new text begins after it
       tail = tail[tail.index(vocab.eos_id) + 1 :]
     self._unread, self._num_read = tail, len(tail)
 
@@ -108,7 +107,7 @@ class PartialAnswer:
     """Adds a token, unless the answer has ended; sees whether it ends."""
     if self.finish is not None:
       return
-    if token == self._vocab.eos_id:
+    if token in self._vocab.end_ids:
       self.finish = 'end'
       return
     if token in self._stop_tokens:
@@ -162,12 +161,6 @@ class PartialAnswer:
       return ''
     before = self._vocab.decode(self._unread[: self._num_read]) if self._num_read else ''
     return self._vocab.decode(self._unread)[len(before) :]
-
-
-def _control_token(text: str, vocab: Vocabulary) -> list[int]:
-  """The token that a text is the name of, if it is one that decodes to nothing."""
-  tokens = list(vocab.encode(text))
-  return tokens if len(tokens) == 1 and not vocab.decode(tokens) else []
 
 
 def repeats_at_end(tokens: Sequence[int], times: int = 3, shortest: int = 2) -> bool:

@@ -27,22 +27,24 @@ class Rows:
 
   cache: Cache
   token_B: Array  # chosen, not in the cache yet
-  is_done_B: Array  # the end token was chosen, or the host has seen enough
+  is_done_B: Array  # an end token was chosen, or the host has seen enough
   used_BV: Array | None  # tokens of prompt and answer; None without penalties
 
 
 class DecodingLoop:
-  """Compiled decoding with one model and one end token.
+  """Compiled decoding with one model and its end tokens.
 
   It compiles once per batch size, prompt length and size of cache; once more for a gate that is a
   Python 0, which needs neither neighbours nor the parameters of encoder and cross-attention.
 
   Args:
+    end_ids: tokens that end a row; behind them it has the first.
     tokens_per_call: the most that `advance` can be asked for.
   """
 
-  def __init__(self, model: Retro, eos_id: int, tokens_per_call: int):
+  def __init__(self, model: Retro, end_ids: tuple[int, ...], tokens_per_call: int):
     self.config, self.tokens_per_call = model.config, tokens_per_call
+    ends = lambda token_B: (token_B[:, None] == np.array(end_ids)[None]).any(axis=1)
 
     def begin(
       params, tokens_BP, lengths_B, neighbours_BNKR, mask_BNKR, gate, sampling, max_len
@@ -61,7 +63,7 @@ class DecodingLoop:
       if sampling.penalty_B is not None:
         used_BV = _used_tokens(tokens_BP, lengths_B, logits_BV.shape[1])
       token_B = choose(logits_BV, sampling, cache.position_B, used_BV).astype(jnp.int32)
-      return Rows(cache, token_B, token_B == eos_id, _also_used(used_BV, token_B))
+      return Rows(cache, token_B, ends(token_B), _also_used(used_BV, token_B))
 
     def advance(params, rows, gate, sampling, count) -> tuple[Rows, Array]:
       def goes_on(carry: tuple[Array, Rows, Array]) -> Array:
@@ -78,12 +80,12 @@ class DecodingLoop:
           method=step,
         )
         token_B = choose(logits_BV, sampling, cache.position_B, rows.used_BV)
-        token_B = jnp.where(rows.is_done_B, eos_id, token_B).astype(jnp.int32)
-        is_done_B = rows.is_done_B | (token_B == eos_id)
+        token_B = jnp.where(rows.is_done_B, end_ids[0], token_B).astype(jnp.int32)
+        is_done_B = rows.is_done_B | ends(token_B)
         rows = Rows(cache, token_B, is_done_B, _also_used(rows.used_BV, token_B))
         return n + 1, rows, tokens_BT.at[:, n].set(token_B)
 
-      tokens_BT = jnp.full((len(rows.token_B), tokens_per_call), eos_id, jnp.int32)
+      tokens_BT = jnp.full((len(rows.token_B), tokens_per_call), end_ids[0], jnp.int32)
       return jax.lax.while_loop(goes_on, extend, (0, rows, tokens_BT))[1:]
 
     self._begin = jax.jit(begin, static_argnames='max_len')

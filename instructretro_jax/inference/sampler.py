@@ -23,7 +23,7 @@ from instructretro_jax.model.sharding import ONE_DEVICE, local_mesh
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.questions.passage_windows import as_windows
 from instructretro_jax.retrieval.retriever import Neighbour, Retriever
-from instructretro_jax.text import vocabulary
+from instructretro_jax.text import formatted, vocabulary
 
 T = TypeVar('T')
 
@@ -72,7 +72,7 @@ class Sampler:
     self.model, self.config, self.params, self.vocab = model, model.config, params, vocab
     self.retriever, self.batch_size = retriever, batch_size
     self.mesh = mesh or local_mesh(ONE_DEVICE)
-    self._decoder = _decoder(model, vocab.eos_id)
+    self._decoder = _decoder(model, vocab.end_ids)
 
   def on_mesh(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """What a compiled function gives on the mesh of this sampler."""
@@ -121,8 +121,10 @@ class Sampler:
     return answer.result()
 
   def tokenize(self, text: str | Sequence[int]) -> list[int]:
-    """The tokens of a text; tokens are taken as they are."""
-    return self.vocab.encode(text) if isinstance(text, str) else list(text)
+    """The tokens of a text, with what the vocabulary begins texts with; tokens as they are."""
+    if isinstance(text, str):
+      return formatted.encode(self.vocab, text, starts=True)
+    return list(text)
 
   def _begun(self, request: Request) -> PartialAnswer:
     """The answer before its first token. Raises ValueError for a request that cannot be met."""
@@ -247,9 +249,9 @@ class Sampler:
 
 
 @functools.lru_cache(maxsize=4)
-def _decoder(model: Retro, eos_id: int) -> DecodingLoop:
+def _decoder(model: Retro, end_ids: tuple[int, ...]) -> DecodingLoop:
   """Checkpoints of one model share what is compiled."""
-  return DecodingLoop(model, eos_id, TOKENS_PER_CALL)
+  return DecodingLoop(model, end_ids, TOKENS_PER_CALL)
 
 
 def _sampling(requests: Sequence[Request]) -> Sampling:

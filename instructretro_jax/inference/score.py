@@ -18,6 +18,7 @@ from instructretro_jax.model.param_groups import without_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.questions.passage_windows import as_windows
 from instructretro_jax.retrieval.retriever import Neighbour
+from instructretro_jax.text.tokens import pieces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def score(sampler: Sampler, text: str, gate: float = 1.0) -> Score:
     nats_1L = sampler.on_mesh(run, sampler.params, *given)
     opened = as_tuple(nats_1L)
   return Score(
-    pieces=_pieces(sampler, tokens),
+    pieces=tuple(pieces(vocab, tokens)),
     closed=as_tuple(closed),
     opened=opened,
     neighbours=tuple(map(tuple, neighbours)),
@@ -115,14 +116,3 @@ def _scorer(model: Retro) -> Any:
     return log_probs(logits_BLV, next_BL)
 
   return jax.jit(run)
-
-
-def _pieces(sampler: Sampler, tokens: list[int]) -> tuple[str, ...]:
-  """The text of each token after those before it; a broken character stands with its last one."""
-  decode, pieces, given = sampler.vocab.decode, [], 0
-  for n in range(1, len(tokens) + 1):
-    text = decode(tokens[:n])
-    end = given if text.endswith('\ufffd') and n < len(tokens) else len(text)
-    pieces.append(text[given:end])
-    given = end
-  return tuple(pieces)

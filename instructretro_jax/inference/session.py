@@ -69,7 +69,7 @@ def make_request(
 
   Args:
     history: questions and answers before, which make the text a question of a dialogue, put in the
-      form that the vocabulary suggests; None: the text is continued as it is.
+      form of the model (`format_of`); None: the text is continued as it is.
   """
   stop = template.stop
   if history is None:
@@ -77,7 +77,7 @@ def make_request(
   else:
     form = format_of(sampler.vocab)
     turns = [turn for pair in history for turn in pair]
-    prompt, stop = ''.join(form.parts([*turns, text], passages)), (*stop, *form.stop)
+    prompt, stop = form.frame([*turns, text], passages).text(), (*stop, *form.stop)
   reads_passages = template.gate != 0 and sampler.retriever is None
   neighbours = tuple(passages) if reads_passages else template.neighbours
   return dataclasses.replace(template, prompt=prompt, stop=stop, neighbours=neighbours)

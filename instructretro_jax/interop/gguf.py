@@ -16,7 +16,9 @@ from tokenizers import decoders, models, pre_tokenizers
 from instructretro_jax.array_types import Params
 from instructretro_jax.interop import architectures, tensor_table
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.pipeline import foreign
 from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.text.vocabulary import Names
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
 _NAMES = {
@@ -34,6 +36,7 @@ _NAMES = {
   'ffn_down': 'mlp.down_proj',
 }
 _TENSOR = re.compile(r'(?:blk\.(?P<layer>\d+)\.)?(?P<module>\w+)\.weight')
+_PART = re.compile(r'(.+)-(\d{5})-of-(\d{5})\.gguf')
 _CONTROL, _USER_DEFINED = 3, 4  # token types
 _PRE_TOKENIZERS = {
   'smollm': lambda: [pre_tokenizers.Digits(individual_digits=True), _byte_level()],
@@ -46,14 +49,16 @@ def _byte_level() -> pre_tokenizers.PreTokenizer:
 
 
 class GgufFile:
-  """An open file. Raises StageError if it is none, or of another architecture than Llama."""
+  """An open file, with the parts that go with it: any of them may be given.
+
+  Raises StageError if it is none, a part is missing, or it is of another architecture than Llama.
+  """
 
   def __init__(self, path: Path):
     self.path = path
-    try:
-      self._reader = gguf.GGUFReader(path)
-    except (ValueError, OSError) as error:
-      raise StageError(f'{path} is no GGUF file: {error}') from error
+    readers = [_opened(part) for part in _parts_of(path, _opened(path))]
+    self._reader = readers[0]  # the first part has the settings
+    self._tensors = [tensor for reader in readers for tensor in reader.tensors]
     architecture = self.get('general.architecture')
     if architecture != 'llama':
       raise StageError(f'{path}: general.architecture is {architecture!r}, supported is llama')
@@ -99,13 +104,13 @@ class GgufFile:
       norm_eps=float(f'{found["attention.layer_norm_rms_epsilon"]:.7g}'),  # was float32
       rotary_base=float(self.get('llama.rope.freq_base', 10_000.0)),
       max_len=found['context_length'],
-      tie_embeddings='output.weight' not in {t.name for t in self._reader.tensors},
+      tie_embeddings='output.weight' not in {t.name for t in self._tensors},
     )
 
   def tensors(self, decoder: DecoderConfig) -> dict[str, LazyArray]:
     """Dequantised tensors under the names and in the order that Hugging Face's Llama has."""
     found = {}
-    for tensor in self._reader.tensors:
+    for tensor in self._tensors:
       match = _TENSOR.fullmatch(tensor.name)
       module = _NAMES.get(match['module']) if match else None
       name = tensor.name  # unknown ones are reported under their own
@@ -132,18 +137,66 @@ class GgufFile:
     tokenizer = tokenizers.Tokenizer(models.BPE({t: n for n, t in enumerate(tokens)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre]())
     tokenizer.decoder = decoders.ByteLevel()
-    special = [
-      tokenizers.AddedToken(token, special=True, normalized=False)
-      for token, kind in zip(tokens, self.get('tokenizer.ggml.token_type'))
-      if kind in (_CONTROL, _USER_DEFINED)
+    kinds = self.get('tokenizer.ggml.token_type')
+    of_kind = lambda wanted, special: [
+      tokenizers.AddedToken(token, special=special, normalized=False)
+      for token, kind in zip(tokens, kinds)
+      if kind == wanted
     ]
-    tokenizer.add_special_tokens(special)
+    tokenizer.add_special_tokens(of_kind(_CONTROL, True))
+    tokenizer.add_tokens(of_kind(_USER_DEFINED, False))  # pieces of text
     return tokenizer
 
-  def eos_token(self) -> str | None:
-    """The token that ends a text, or None."""
-    token_id = self.get('tokenizer.ggml.eos_token_id')
-    return None if token_id is None else self.get('tokenizer.ggml.tokens')[token_id]
+  def spellings(self) -> dict[int, str]:
+    """The tokens by id."""
+    return dict(enumerate(self.get('tokenizer.ggml.tokens') or ()))
+
+  def names(self) -> Names:
+    """What the metadata says of start and end tokens, and the chat template."""
+    tokens = self.get('tokenizer.ggml.tokens')
+    kinds = ('eos', 'eot', 'eom')
+    ids = [self.get(f'tokenizer.ggml.{kind}_token_id') for kind in kinds]
+    ends = dict.fromkeys(tokens[i] for i in ids if i is not None)
+    bos = self.get('tokenizer.ggml.bos_token_id')
+    bos_token = None if bos is None else tokens[bos]
+    starts = self.get('tokenizer.ggml.add_bos_token', False) and bos_token is not None
+    eos_token, *others = ends or [None]
+    return Names(
+      eos_token=eos_token,
+      end_tokens=tuple(others),
+      start_token=bos_token if starts else '',
+      bos_token=bos_token,
+      chat_template=self.get('tokenizer.chat_template'),
+    )
+
+
+def _opened(path: Path) -> gguf.GGUFReader:
+  foreign.check(path)
+  with path.open('rb') as file:
+    if file.read(4) != b'GGUF':
+      raise StageError(f'{path} is no GGUF file: it does not begin with GGUF')
+  try:
+    return gguf.GGUFReader(path)
+  except Exception as error:  # of many kinds, for numbers that were cut off
+    raise StageError(f'{path} is no whole GGUF file: fetch it again ({error})') from error
+
+
+def _parts_of(path: Path, reader: gguf.GGUFReader) -> list[Path]:
+  """The files of a model in parts, in order; a whole file is its only one."""
+  field = reader.get_field('split.count')
+  count = 1 if field is None else int(field.contents())
+  if count < 2:
+    return [path]
+  match = _PART.fullmatch(path.name)
+  if match is None or int(match[3]) != count:
+    raise StageError(
+      f'{path} is one of {count} parts, and its name does not tell the others: they are called '
+      f'NAME-00001-of-{count:05d}.gguf and so on'
+    )
+  names = [f'{match[1]}-{n + 1:05d}-of-{count:05d}.gguf' for n in range(count)]
+  if absent := [name for name in names if not (path.parent / name).exists()]:
+    raise StageError(f'{path} is one of {count} parts, without {foreign.shorten(absent)}')
+  return [path.parent / name for name in names]
 
 
 def _dequantised(tensor: Any, shape: tuple[int, ...], turned_heads: int | None) -> np.ndarray:

@@ -10,24 +10,22 @@ from typing import Any
 
 from flax import traverse_util
 import numpy as np
-import safetensors
 import safetensors.numpy
-import tokenizers
 
 from instructretro_jax.array_types import Params
-from instructretro_jax.interop import architectures, tensor_table
+from instructretro_jax.interop import architectures, safetensor_files, tensor_table
+from instructretro_jax.interop.safetensor_files import INDEX_FILE, TENSOR_FILE
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import foreign, manifest
 from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.text.tokens import Vocabulary
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
 CONFIG_FILE = 'config.json'
-TENSOR_FILE = 'model.safetensors'
-INDEX_FILE = 'model.safetensors.index.json'
 TOKENIZER_FILE = 'tokenizer.json'
 TOKENIZER_CONFIG_FILE = 'tokenizer_config.json'
-_DTYPES = ('F64', 'F32', 'F16', 'BF16')
+GENERATION_CONFIG_FILE = 'generation_config.json'
 
 
 def load(folder: Path, **retrieval: Any) -> tuple[RetroConfig, Params]:
@@ -44,80 +42,21 @@ def load_lazy(folder: Path, **retrieval: Any) -> tuple[RetroConfig, LazyParams]:
   Args:
     retrieval: fields of the RetroConfig around the decoder (see architectures.with_retrieval).
 
-  Raises StageError: one that names every unsupported setting, or one that lists every missing,
-  unknown and wrongly shaped tensor.
+  Raises StageError: one that names every unsupported setting, or one that lists the first missing,
+  unknown and wrongly shaped tensors.
   """
-  content = read_json(folder / CONFIG_FILE)
+  if not (folder / CONFIG_FILE).is_file():
+    raise StageError(f'{folder} has no {CONFIG_FILE}: give the folder of a Hugging Face model')
+  content = foreign.read_json(folder / CONFIG_FILE)
   try:
     decoder = architectures.read(content)
   except StageError as error:
     raise StageError(f'{folder / CONFIG_FILE}: {error}') from error
   config = architectures.with_retrieval(decoder, **retrieval)
-  return config, tensor_table.read(folder, content['model_type'], config, _open_tensors(folder))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-  """A JSON file. Raises StageError if there is none."""
-  if not path.is_file():
-    raise StageError(f'{path.parent} has no {path.name}: give the folder of a Hugging Face model')
-  try:
-    return json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise StageError(f'{path} is no JSON: {error}') from error
-
-
-def _open_tensors(folder: Path) -> dict[str, LazyArray]:
-  """All tensors of a folder by plain name."""
-  if (folder / INDEX_FILE).exists():
-    files = sorted(set(read_json(folder / INDEX_FILE)['weight_map'].values()))
-  else:
-    files = [TENSOR_FILE]
-  absent = [name for name in files if not (folder / name).exists()]
-  if absent:
-    raise StageError(
-      f'{folder} has no {", ".join(absent)}: only safetensors are read, so let transformers save '
-      'the model anew if it has another format'
-    )
-  found, wrong = {}, []
-  for name in files:
-    try:
-      file = safetensors.safe_open(folder / name, framework='numpy')
-    except safetensors.SafetensorError as error:
-      raise StageError(f'{folder / name} is damaged: {error}') from error
-    for key in file.keys():  # noqa: SIM118 (no mapping)
-      part = file.get_slice(key)
-      if part.get_dtype() not in _DTYPES:
-        wrong.append(f'{key} of {name} is {part.get_dtype()}, expected one of {", ".join(_DTYPES)}')
-      read = lambda file=file, key=key: file.get_tensor(key).astype(np.float32)
-      array = LazyArray(tuple(part.get_shape()), np.dtype(np.float32), read)
-      found[tensor_table.plain_name(key)] = array
-  if wrong:
-    raise StageError(f'{folder}: ' + '\n'.join(wrong))
-  return found
-
-
-def eos_token(folder: Path) -> str | None:
-  """The token that ends a text, as the folder's files name it; None if none does."""
-  for name in (TOKENIZER_CONFIG_FILE, CONFIG_FILE, 'generation_config.json'):
-    content = read_json(folder / name) if (folder / name).exists() else {}
-    token = content.get('eos_token')
-    if token is not None:
-      return token['content'] if isinstance(token, dict) else token
-    token_id = content.get('eos_token_id')
-    if token_id is not None:
-      first = token_id[0] if isinstance(token_id, list) else token_id
-      return _token(folder, first)
-  return None
-
-
-def _token(folder: Path, token_id: int) -> str | None:
-  content = read_json(folder / TOKENIZER_FILE)
-  added = {token['id']: token['content'] for token in content.get('added_tokens') or []}
-  if token_id in added:
-    return added[token_id]
-  vocab = content['model']['vocab']
-  pairs = vocab.items() if isinstance(vocab, dict) else ((t[0], n) for n, t in enumerate(vocab))
-  return next((token for token, n in pairs if n == token_id), None)
+  family = content['model_type']
+  is_whole = lambda tensors: tensor_table.is_whole(family, config, tensors)
+  tensors = safetensor_files.open_tensors(folder, is_whole)
+  return config, tensor_table.read(folder, family, config, tensors)
 
 
 def save(
@@ -125,7 +64,8 @@ def save(
   params: Params | LazyParams,
   folder: Path,
   tokenizer: Path | None = None,
-  eos_token: str | None = None,
+  vocab: Vocabulary | None = None,
+  chat_template: str | None = None,
   max_shard_bytes: int = 5 << 30,
 ) -> None:
   """Writes the decoder alone (encoder and cross-attention are left out), float32.
@@ -133,17 +73,18 @@ def save(
   Args:
     params: nested arrays, or `LazyParams`; a shard is in memory only while it is written.
     tokenizer: a tokenizer.json to go with it.
-    eos_token: of the tokenizer, ends a text.
+    vocab: of the tokenizer, names what begins and ends a text.
+    chat_template: how the model is asked.
 
   Raises StageError, before it writes, if no architecture expresses the decoder, if parameters are
   missing, or if the folder is there already.
   """
-  if folder.exists():
-    raise StageError(f'{folder} is there already: choose another --out')
+  check_free(folder)
   content = architectures.write(config.decoder)
   content |= {'bos_token_id': None, 'eos_token_id': None}
-  if tokenizer is not None and eos_token is not None:
-    content['eos_token_id'] = tokenizers.Tokenizer.from_file(str(tokenizer)).token_to_id(eos_token)
+  if vocab is not None:
+    content['bos_token_id'] = vocab.start_ids[0] if vocab.start_ids else None
+    content['eos_token_id'] = vocab.eos_id
   flat = traverse_util.flatten_dict(params, sep='/')
   shapes = tensor_table.decoder_shapes(config)
   wrong = [f'{path} {list(shape)}' for path, shape in shapes.items()
@@ -174,8 +115,29 @@ def save(
     manifest.write_text(partial / CONFIG_FILE, json.dumps(content, indent=1))
     if tokenizer is not None:
       shutil.copyfile(tokenizer, partial / TOKENIZER_FILE)
-      settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': eos_token}
+      settings = _tokenizer_config(vocab, chat_template)
       manifest.write_text(partial / TOKENIZER_CONFIG_FILE, json.dumps(settings))
+    if vocab is not None and len(vocab.end_ids) > 1:
+      generation = {'eos_token_id': list(vocab.end_ids)}
+      manifest.write_text(partial / GENERATION_CONFIG_FILE, json.dumps(generation))
+
+
+def check_free(folder: Path) -> None:
+  """Raises StageError if something stands where a folder is to be written."""
+  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    raise StageError(f'{folder} is there already: choose another --out')
+
+
+def _tokenizer_config(vocab: Vocabulary | None, chat_template: str | None) -> dict[str, Any]:
+  settings: dict[str, Any] = {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': None}
+  if vocab is not None:
+    settings['eos_token'] = vocab.spelling(vocab.eos_id)
+    if vocab.bos_token:
+      settings['bos_token'] = vocab.bos_token
+      settings['add_bos_token'] = bool(vocab.start_ids)
+  if chat_template is not None:
+    settings['chat_template'] = chat_template
+  return settings
 
 
 def _shards(

@@ -16,10 +16,10 @@ from instructretro_jax.interop import megatron_args, megatron_files, torch_zip
 from instructretro_jax.interop.megatron_layout import CORE, LEGACY, Names, Part, Tensor, tensors
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.param_groups import has_retrieval
+from instructretro_jax.pipeline import foreign
 from instructretro_jax.pipeline.manifest import StageError, write_text
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
-_SHOWN = 30  # names of one kind in an error
 _RETRIEVAL = re.compile(r'inter_attention|retriever|cross_attention')
 
 
@@ -138,12 +138,11 @@ def _check(expected: Sequence[Tensor], checkpoint: megatron_files.Checkpoint) ->
         misshapen.append(f'{name}{where}: {tuple(rank[name].shape)}, expected {shape}')
   problems = {'unknown': unknown, 'missing': missing, 'wrong shape': misshapen}
   if any(problems.values()):
-    lines = [f'{checkpoint.label} does not hold the model that its configuration describes.']
-    for kind, names in problems.items():
-      lines += [f'{kind} ({len(names)}):'] if names else []
-      lines += [f'  {name}' for name in names[:_SHOWN]]
-      lines += [f'  and {len(names) - _SHOWN} more'] if len(names) > _SHOWN else []
-    raise StageError('\n'.join(lines))
+    said = [f'{kind} ({len(n)}): {foreign.shorten(n)}' for kind, n in problems.items() if n]
+    raise StageError(
+      f'{checkpoint.label} does not hold the model that its configuration describes: '
+      + '. '.join(said)
+    )
 
 
 def _lazy(tensor: Tensor, n: int, part: Part, ranks: Sequence[Any], dtype: str) -> LazyArray:

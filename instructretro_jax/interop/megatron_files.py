@@ -14,6 +14,7 @@ import numpy as np
 
 from instructretro_jax.interop import torch_pickle
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.pipeline import foreign
 from instructretro_jax.pipeline.manifest import StageError
 
 TRACKER = 'latest_checkpointed_iteration.txt'
@@ -57,6 +58,7 @@ def _read_folder(folder: Path) -> Checkpoint:
         raise StageError(f'{path} holds none of {_FILES}')
       stages_of.setdefault(int(match[1]), {})[int(match[2] or 0)] = files[0]
   if not stages_of:
+    _refuse_distributed(folder)
     raise StageError(f'{folder} holds no mp_rank_* folder: it is no checkpoint of Megatron')
   ranks, args = [], None
   for stages in (stages_of[rank] for rank in sorted(stages_of)):
@@ -72,23 +74,43 @@ def _read_folder(folder: Path) -> Checkpoint:
   return Checkpoint(str(folder), ranks, args)
 
 
+def _refuse_distributed(folder: Path) -> None:
+  """Raises StageError for the formats of torch.distributed and zarr, which are the default now."""
+  names = {path.name for path in folder.iterdir()}
+  backend = 'torch_dist' if any(name.endswith('.distcp') for name in names) else None
+  if backend is None and 'metadata.json' in names:
+    backend = foreign.read_json(folder / 'metadata.json').get('sharded_backend')
+  if backend is not None or '.metadata' in names:
+    raise StageError(
+      f'{folder} is a Megatron checkpoint in a distributed format ({backend or "torch_dist"}), '
+      'which is not read: let Megatron save it again with --ckpt-format torch'
+    )
+
+
 def _iteration(folder: Path) -> Path:
   """The folder of the latest iteration; `folder` itself if it already is one."""
   if any(_SHARD.fullmatch(p.name) for p in folder.iterdir()):
     return folder
   if (folder / TRACKER).exists():
-    latest = (folder / TRACKER).read_text().strip()
+    latest = (folder / TRACKER).read_text(errors='replace').strip()
+    if latest != 'release' and not latest.isdecimal():
+      raise StageError(
+        f'{folder / TRACKER} says {latest[:40]!r}, not an iteration: write its number there, or '
+        'give the folder of one iteration'
+      )
     chosen = folder / (latest if latest == 'release' else f'iter_{int(latest):07d}')
     if not chosen.is_dir():
       raise StageError(f'{folder / TRACKER} names {latest}, but {chosen} is missing')
     return chosen
   found = [*sorted(folder.glob('iter_*')), *folder.glob('release')]
   if not found:
+    _refuse_distributed(folder)
     raise StageError(f'{folder} holds neither iter_* nor release: it is no checkpoint of Megatron')
   return found[-1]
 
 
 def _content(path: Path) -> dict[str, Any]:
+  foreign.check(path)
   content = torch_pickle.load(path)
   if not isinstance(content, dict) or not isinstance(content.get('model'), Mapping):
     kind = list(content) if isinstance(content, dict) else type(content).__name__
@@ -112,6 +134,7 @@ def _join_stages(stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _read_npz(path: Path) -> Checkpoint:
   """Keys `param/NAME`, and the case in `config_json`."""
+  foreign.check(path)
   with np.load(path) as content:
     state = {k.removeprefix('param/'): content[k] for k in content.files if k.startswith('param/')}
     case = json.loads(str(content['config_json']))['case'] if 'config_json' in content else None

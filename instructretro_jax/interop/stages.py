@@ -10,14 +10,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from instructretro_jax.interop import huggingface
+from instructretro_jax.examples.tasks import InstructionTuning
+from instructretro_jax.interop import huggingface, model_names, safetensor_files
 from instructretro_jax.model.config import RetroConfig, decoder_differences
-from instructretro_jax.pipeline import manifest, stage
+from instructretro_jax.pipeline import foreign, manifest, stage
 from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.stage import Stage
-from instructretro_jax.text import packages, vocabulary
+from instructretro_jax.questions.formats import ChatFormat
+from instructretro_jax.questions.prompts import format_of
+from instructretro_jax.text import (
+  hugging_face_vocabulary,
+  packages,
+  sentencepiece_vocabulary,
+  vocabulary,
+)
 from instructretro_jax.train.checkpoint import Checkpoint, params_sha256
 from instructretro_jax.train.checkpoint_writer import write_checkpoint
 from instructretro_jax.train.lazy_params import LazyParams
@@ -78,11 +86,7 @@ class ImportWeights(Stage):
       raise StageError(f'{self.source} is another decoder: {"; ".join(wrong)}')
     hosts.on_main(lambda: _take_vocabulary(folder, kind, path, self.tokenizer, self.eos_token))
     vocab = vocabulary.load(folder)
-    if vocab.vocab_size > config.decoder.vocab_size:
-      raise StageError(
-        f'the vocabulary has {vocab.vocab_size} ids, the model of {self.source} '
-        f'{config.decoder.vocab_size}: this tokenizer is not its own'
-      )
+    _check_room(vocab, config.decoder.vocab_size, self.source)
     record = {'vocabulary': vocabulary.fingerprint(vocab)}
     # of a killed import
     hosts.on_main(lambda: shutil.rmtree(folder / 'checkpoints', ignore_errors=True))
@@ -104,8 +108,14 @@ def locate(source: str) -> tuple[str, Path]:
     raise StageError(f'{source} does not exist; give a path, or {SMOLLM2}')
   if path.suffix == '.gguf':
     return 'gguf', path
+  if path.suffix == '.safetensors':
+    raise StageError(f'{path} is one file of a model: give its folder, which has the configuration')
   if (path / huggingface.CONFIG_FILE).exists():
     return 'huggingface', path
+  if (path / 'adapter_config.json').exists():
+    raise StageError(safetensor_files.about_adapter(path))
+  if path.is_dir() and (any(path.glob('*.safetensors')) or (path / 'tokenizer.json').exists()):
+    raise StageError(f'{path} has no {huggingface.CONFIG_FILE}: fetch it from where the model is')
   return 'megatron', path
 
 
@@ -127,29 +137,48 @@ def _open_weights(
 def _take_vocabulary(
   folder: Path, kind: str, path: Path, tokenizer: str | None, eos_token: str | None
 ) -> None:
-  """Writes the vocabulary of a model into a folder."""
+  """Writes the vocabulary of a model, and what the files of the model say of its tokens.
+
+  Raises StageError, naming the file that was given, if it is none or lacks the end token.
+  """
   if tokenizer is not None:
     given = Path(tokenizer).expanduser()
     if not given.is_file():
       raise StageError(f'no tokenizer file at {given}')
-    if given.suffix == '.json':
-      vocabulary.write_hugging_face(folder, given.read_text(), eos_token)
-    else:
-      manifest.write_bytes(folder / vocabulary.SENTENCEPIECE_FILE, given.read_bytes())
   elif kind == 'gguf':
-    from instructretro_jax.interop import gguf
-
-    file = gguf.GgufFile(path)
-    eos_token = eos_token or file.eos_token()
-    vocabulary.write_hugging_face(folder, file.tokenizer().to_str(), eos_token)
+    given = path
   elif (path / huggingface.TOKENIZER_FILE).exists():
-    eos_token = eos_token or huggingface.eos_token(path)
-    text = (path / huggingface.TOKENIZER_FILE).read_text()
-    vocabulary.write_hugging_face(folder, text, eos_token)
+    given = path / huggingface.TOKENIZER_FILE
   else:
     raise StageError(
       f'{path} has no {huggingface.TOKENIZER_FILE}: give one (or a .model) as tokenizer'
     )
+  file = vocabulary.SENTENCEPIECE_FILE
+  if given.suffix == '.gguf':
+    file, content = vocabulary.HUGGING_FACE_FILE, _gguf_file(given).tokenizer().to_str().encode()
+    spelling = _gguf_file(given).spellings()
+  elif given.suffix == '.json':
+    file, content = vocabulary.HUGGING_FACE_FILE, given.read_bytes()
+    spelling = hugging_face_vocabulary.spellings(given)
+  else:
+    spelling, content = sentencepiece_vocabulary.spellings(given), given.read_bytes()
+  if kind == 'gguf':
+    names = _gguf_file(path).names()
+  else:  # a Megatron checkpoint says nothing of tokens; what stands beside the tokenizer does
+    names = model_names.read(path if kind == 'huggingface' else given.parent, spelling.get)
+  known = set(spelling.values())
+  if eos_token is not None and eos_token not in known:
+    raise StageError(f'{given} has no token {eos_token!r}: give another eos_token (--eos_token)')
+  ends = dict.fromkeys(t for t in (eos_token, names.eos_token, *names.end_tokens) if t in known)
+  first, *others = ends or [None]
+  found = dataclasses.replace(names, eos_token=first, end_tokens=tuple(others))
+  vocabulary.write(folder, file, content, found, given)
+
+
+def _gguf_file(path: Path) -> Any:
+  from instructretro_jax.interop import gguf
+
+  return gguf.GgufFile(path)
 
 
 def import_alone(
@@ -157,10 +186,10 @@ def import_alone(
 ) -> manifest.Manifest:
   """Imports outside of an experiment; `out` appears whole or not at all.
 
-  Raises StageError if it is there already.
+  Raises StageError if something is there already.
   """
-  if out.exists():
-    raise StageError(f'{out} is there already: choose another --out')
+  out = out.expanduser()
+  huggingface.check_free(out)
   member = ImportWeights(name=out.name, source=source, tokenizer=tokenizer, eos_token=eos_token)
   out.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=out.parent) as root, atomic(out) as partial:
@@ -174,17 +203,56 @@ def export(checkpoint: Path, out: Path, kind: str, tokenizer: Path | None = None
 
   Raises StageError, before anything is written, if the format cannot express the model.
   """
+  out = out.expanduser()
+  huggingface.check_free(out)
   opened = Checkpoint(checkpoint)
   config, params = opened.config, opened.read()
   if kind == 'megatron':
     from instructretro_jax.interop import megatron
 
-    if out.exists():
-      raise StageError(f'{out} is there already: choose another --out')
     megatron.save(config, params, out)
     return
-  own = checkpoint / vocabulary.HUGGING_FACE_FILE
-  eos_token = None
-  if tokenizer is None and own.exists():
-    tokenizer, eos_token = own, vocabulary.load(checkpoint).eos_token
-  huggingface.save(config, params, out, tokenizer, eos_token)
+  own = (checkpoint, checkpoint.parent / 'vocabulary')
+  place = next((p for p in own if (p / vocabulary.HUGGING_FACE_FILE).exists()), None)
+  if tokenizer is not None:
+    vocab, template = _given_vocabulary(tokenizer), None
+  elif place is not None:
+    tokenizer = place / vocabulary.HUGGING_FACE_FILE
+    vocab = vocabulary.load(place)
+    template = vocab.chat_template or _template_of_tuning(checkpoint, vocab)
+  else:
+    vocab, template = None, None
+  huggingface.save(config, params, out, tokenizer, vocab, template)
+
+
+def _given_vocabulary(tokenizer: Path) -> vocabulary.Vocabulary | None:
+  """A tokenizer.json with what stands beside it; None if nobody says what ends a text."""
+  spelling = hugging_face_vocabulary.spellings(tokenizer)
+  names = model_names.read(tokenizer.parent, spelling.get)
+  try:
+    return hugging_face_vocabulary.HuggingFaceVocabulary(
+      str(tokenizer), names.eos_token, names.end_tokens, names.start_token
+    )
+  except StageError:  # it is a tokenizer, so all that it lacks is such a token
+    return None
+
+
+def _template_of_tuning(checkpoint: Path, vocab: vocabulary.Vocabulary) -> str | None:
+  """The form that a checkpoint was tuned in; None if it was not."""
+  arguments = manifest.read_manifest(checkpoint).plan.arguments
+  if (arguments.get('task') or {}).get('class') != manifest.class_name(InstructionTuning):
+    return None
+  form = format_of(vocab)
+  return form.template() if isinstance(form, ChatFormat) else vocab.chat_template
+
+
+def _check_room(vocab: vocabulary.Vocabulary, num_rows: int, source: str) -> None:
+  """Raises StageError if a vocabulary has ids for which a model has no embedding."""
+  if vocab.vocab_size > num_rows:
+    spelt = map(vocab.spelling, range(num_rows, vocab.vocab_size))
+    beyond = [repr(token) for token in spelt if token]
+    raise StageError(
+      f'the vocabulary has {vocab.vocab_size} ids, the model of {source} {num_rows}: there is no '
+      f'embedding for {foreign.shorten(beyond)}; this tokenizer is not its own, or tokens were '
+      'added to it: take these out of the file'
+    )

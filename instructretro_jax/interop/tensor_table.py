@@ -15,12 +15,15 @@ import numpy as np
 
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.pipeline import foreign
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams
 
 Shapes = Mapping[str, tuple[int, ...]]  # of our parameters, by path
 
 _PREFIX = re.compile(r'^(transformer|model)\.')
+# of torch.compile, of data-parallel training and of FSDP
+_WRAPPERS = re.compile(r'(?:^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module)\.')
 _BUFFERS = re.compile(r'(^|\.)(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)$')  # no weights
 
 
@@ -109,8 +112,8 @@ def their_shape(row: Row, shapes: Shapes) -> tuple[int, ...]:
 
 
 def plain_name(name: str) -> str:
-  """A tensor's name without the prefix of the class that saved it."""
-  return _PREFIX.sub('', name)
+  """A tensor's name without those of the classes around it and of the one that saved it."""
+  return _PREFIX.sub('', _WRAPPERS.sub('', name))
 
 
 def problems(table: Sequence[Row], tensors: LazyParams, shapes: Shapes) -> list[str]:
@@ -128,6 +131,11 @@ def problems(table: Sequence[Row], tensors: LazyParams, shapes: Shapes) -> list[
   return found
 
 
+def is_whole(family: str, config: RetroConfig, tensors: LazyParams) -> bool:
+  """Whether no tensor of a model is missing. `tensors` have plain names."""
+  return all(row.theirs in tensors for row in rows(family, config.decoder, decoder_shapes(config)))
+
+
 def read(
   source: object, family: str, config: RetroConfig, tensors: LazyParams
 ) -> dict[str, LazyArray]:
@@ -137,7 +145,7 @@ def read(
     source: named in an error.
     tensors: by plain name.
 
-  Raises StageError that lists every missing, unknown or wrongly shaped tensor.
+  Raises StageError that lists the first missing, unknown or wrongly shaped tensors.
   """
   shapes = decoder_shapes(config)
   table = rows(family, config.decoder, shapes)
@@ -148,7 +156,7 @@ def read(
       wrong.append('lm_head.weight is not the embedding table, though the two are said to be tied')
   wrong += problems(table, tensors, shapes)
   if wrong:
-    raise StageError(f'{source} does not fit {family}:\n' + '\n'.join(wrong))
+    raise StageError(f'{source} does not fit {family}: {foreign.shorten(wrong)}')
   found = {}
   for row in table:
     start = 0

@@ -12,7 +12,7 @@ import numpy as np
 
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.questions.questions import Question
-from instructretro_jax.text.vocabulary import Vocabulary
+from instructretro_jax.text.tokens import Vocabulary
 
 
 class Windows(NamedTuple):

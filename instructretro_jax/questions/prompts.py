@@ -1,92 +1,40 @@
-"""How a question is put before a model: what stands around a dialogue, and what fits."""
+"""How a question is put before a model: its form, and what of it fits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-import dataclasses
+import functools
+import re
 from typing import NamedTuple
 
+from instructretro_jax.questions.chat_template import TemplateFormat
+from instructretro_jax.questions.formats import CHATML, PLAIN, Form, Frame
 from instructretro_jax.questions.questions import Question
-from instructretro_jax.text.vocabulary import Vocabulary
+from instructretro_jax.text import formatted
+from instructretro_jax.text.formatted import Formatted
+from instructretro_jax.text.tokens import Vocabulary
+
+_MOST_WORD = 40  # characters: longer ones are cut
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ChatFormat:
-  """What stands around the parts of a dialogue.
+@functools.lru_cache(maxsize=8)
+def format_of(vocab: Vocabulary) -> Form:
+  """The chat template of the model, if it has one; ChatML if the vocabulary has its tokens; else
+  the format of our instruction tuning.
 
-  Attributes:
-    system: the text before and after the system's sentence.
-    default_system: that sentence where a dialogue has none; '' for none at all.
-    question, answer: before and after each turn of the user and of the assistant.
-    passages_in_turn: passages stand in the first question, not before it.
-    quote: around a short answer. Behind 'The answer is' SmolLM2 writes a colon and a sentence,
-      behind a quotation mark with the answer.
-    end: the token that ends an answer; None: that of the vocabulary.
-    stop: what shows that the model goes on in another role.
+  Raises StageError if there is a chat template that cannot be used.
   """
-
-  system: tuple[str, str]
-  default_system: str
-  question: tuple[str, str]
-  answer: tuple[str, str]
-  passages_in_turn: bool
-  quote: str
-  end: str | None
-  stop: tuple[str, ...]
-
-  def parts(
-    self, turns: Sequence[str], passages: Sequence[str] = (), system: str | None = None
-  ) -> tuple[str, str, str]:
-    """What stands before the passages, the passages, and what stands after them.
-
-    Args:
-      turns: of the user and of the assistant in turn; the last is the user's.
-    """
-    system = self.default_system if system is None else system
-    head = _wrap(self.system, system) if system else ''
-    kinds = [self.answer if n % 2 else self.question for n in range(len(turns))]
-    tail = ''.join(map(_wrap, kinds, turns))
-    if not passages:
-      return head, '', tail
-    if self.passages_in_turn:
-      opening = self.question[0]
-      head, tail = head + opening, tail.removeprefix(opening)
-    return head, '\n\n'.join(passages) + '\n\n', tail
-
-
-PLAIN = ChatFormat(
-  system=('System: ', '\n\n'),
-  default_system='This is a chat between a user and an assistant. The assistant answers from the '
-  'context, and says so if the answer is not there.',
-  question=('User: ', '\n\nAssistant:'),
-  answer=(' ', '\n\n'),
-  passages_in_turn=False,
-  quote='',
-  end=None,
-  stop=('\nUser:', '\nAssistant:', '\nSystem:'),
-)
-CHATML = ChatFormat(
-  system=('<|im_start|>system\n', '<|im_end|>\n'),
-  default_system='',
-  question=('<|im_start|>user\n', '<|im_end|>\n<|im_start|>assistant\n'),
-  answer=('', '<|im_end|>\n'),
-  passages_in_turn=True,
-  quote='"',
-  end='<|im_end|>',
-  stop=('<|im_start|>', '<|im_end|>'),
-)
-
-
-def format_of(vocab: Vocabulary) -> ChatFormat:
-  """ChatML if the vocabulary has its tokens, else the format of our instruction tuning."""
-  return CHATML if len(vocab.encode('<|im_start|>')) == 1 else PLAIN
+  if vocab.chat_template is not None:
+    return TemplateFormat(vocab.chat_template, vocab)
+  has_all = all(vocab.control_id(name) is not None for name in CHATML.controls)
+  return CHATML if has_all else PLAIN
 
 
 class Prompt(NamedTuple):
   """A prompt that fits, and what was left out for it."""
 
   tokens: list[int]
-  num_cut: int  # tokens of the passages, at their end
+  num_cut: int  # tokens of the passages, at their end, and of what separates them if all are cut
   num_turns_cut: int  # of the dialogue before the question, the oldest
 
 
@@ -119,19 +67,43 @@ class Prompter:
     Raises ValueError if the question alone does not fit.
     """
     passages = question.shown_passages if passages is None else passages
-    turns, num_turns, prefill = self.turns(question), 0, question.how.prefill
+    turns, num_turns = self.turns(question), 0
     while True:
-      head, middle, tail = self.format.parts(turns[num_turns:], passages, question.system)
-      if prefill:
-        tail += self.format.answer[0] + f'{prefill} {self._quote(question)}'.rstrip()
-      head, middle, tail = map(self.vocab.encode, (head, middle, tail))
-      room = max_len - len(head) - len(tail)
-      if room >= 0:
-        return Prompt([*head, *middle[:room], *tail], max(0, len(middle) - room), num_turns)
+      frame = self._frame(question, turns[num_turns:], passages)
+      whole = self._tokens(frame)
+      if len(whole) <= max_len:
+        return Prompt(whole, 0, num_turns)
+      bare = self._tokens(self._frame(question, turns[num_turns:], ())) if passages else whole
+      if len(bare) <= max_len:
+        tokens = self._cut(frame, len(whole), max_len) or bare
+        return Prompt(tokens, len(whole) - len(tokens), num_turns)
       if num_turns + 2 > len(question.history):
-        needed = len(head) + len(tail)
-        raise ValueError(f'question {question.id} needs {needed} of {max_len} tokens')
+        raise ValueError(f'question {question.id} needs {len(bare)} of {max_len} tokens')
       num_turns += 2
+
+  def _frame(self, question: Question, turns: Sequence[str], passages: Sequence[str]) -> Frame:
+    frame = self.format.frame(turns, passages, question.system)
+    if not question.how.prefill:
+      return frame
+    begin = self.format.lead + f'{question.how.prefill} {self._quote(question)}'.rstrip()
+    return frame._replace(tail=(*frame.tail, begin))
+
+  def _tokens(self, frame: Frame) -> list[int]:
+    return formatted.encode(self.vocab, frame.text(), starts=True)
+
+  def _cut(self, frame: Frame, whole_len: int, max_len: int) -> list[int] | None:
+    """The frame with as many words of its passages as there is room for; None if for none."""
+    ids = self.vocab.encode(frame.passages, continues=True)
+    room = max_len - (whole_len - len(ids))
+    while room > 0:
+      kept = _cut_at_word(frame.passages, self.vocab.decode(ids[:room], continues=True))
+      if not kept:
+        return None
+      tokens = self._tokens(frame._replace(passages=kept))
+      if len(tokens) <= max_len:
+        return tokens
+      room -= len(tokens) - max_len
+    return None
 
   def fits(self, question: Question, max_len: int) -> bool:
     """Whether there is a prompt of `max_len` tokens, if need be without passages and history."""
@@ -145,11 +117,13 @@ class Prompter:
     """The tokens of an answer, as they follow the prompt, and of its end."""
     quote = self._quote(question)
     if not question.how.prefill:
-      before = self.format.answer[0]
+      before = self.format.lead
     else:
       before = '' if quote else ' '
     text = before + answer.strip()
-    return [*self.vocab.encode(text + quote), *self.end] if with_end else self.vocab.encode(text)
+    if not with_end:
+      return self.vocab.encode(text, continues=True)
+    return [*self.vocab.encode(text + quote, continues=True), *self.end]
 
   def stops(self, question: Question) -> tuple[str, ...]:
     """The texts behind which nothing belongs to the answer."""
@@ -159,14 +133,19 @@ class Prompter:
   @property
   def end(self) -> list[int]:
     """The tokens that end an answer."""
-    end = self.format.end
-    return [self.vocab.eos_id] if end is None else list(self.vocab.encode(end))
+    end = Formatted(self.format.end)
+    return formatted.encode(self.vocab, end, continues=True) or [self.vocab.eos_id]
 
   def _quote(self, question: Question) -> str:
     """The quotation mark around an answer, which a prompt that begins the answer ends with."""
     return self.format.quote if question.how.prefill else ''
 
 
-def _wrap(around: tuple[str, str], text: str) -> str:
-  before, after = around
-  return f'{before}{text.strip()}{after}'
+def _cut_at_word(text: str, prefix: str) -> str:
+  """A text up to the last word that is whole in a prefix of about that length."""
+  end = len(prefix.rstrip('\ufffd'))
+  start = end - len(re.search(r'\S*$', text[:end])[0])
+  word = re.match(r'\S*', text[start : end + _MOST_WORD])[0]
+  if start < end < start + len(word) <= start + _MOST_WORD:
+    return text[:start].rstrip() or text[:end]  # rather a part of a word than nothing
+  return text[:end].rstrip()

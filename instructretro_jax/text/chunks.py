@@ -16,6 +16,7 @@ from instructretro_jax.pipeline.array_store import StoredArray, write_shard
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.text import corpus, vocabulary
+from instructretro_jax.text.token_sizes import TokenSizes
 
 SPLITS = ('train', 'heldout')
 
@@ -39,6 +40,7 @@ def split_into_chunks(
 class Chunks(Stage):
   """Tokenizes both splits, ends each document with EOD, and cuts it into chunks.
 
+  A document begins with what the vocabulary begins texts with, if anything.
   Chunk ids count through the shards of a split; the database of retrieval is the train split.
   """
 
@@ -78,9 +80,12 @@ class Chunks(Stage):
   ) -> None:
     dtype = np.uint16 if vocab.vocab_size <= 1 << 16 else np.int32
     tokens, lengths, owners, rows = [np.zeros((0, self.chunk_len), dtype)], [], [], []
+    sizes, first = TokenSizes(vocab), 0
     for n, document in enumerate(corpus.read_documents(documents, split, shard)):
-      ids = np.array([*vocab.encode(document.text), vocab.eos_id], np.int64)
+      ids, bytes_of = vocab.document(document.text)
+      sizes.add(first, ids, bytes_of, self.chunk_len)
       tokens_MC, length_M = split_into_chunks(ids, self.chunk_len, vocab.pad_id)
+      first += len(tokens_MC)
       tokens.append(tokens_MC.astype(dtype))
       lengths.append(length_M)
       owners.append(np.full(len(length_M), n, np.int32))
@@ -96,6 +101,7 @@ class Chunks(Stage):
       [('id', pa.string()), ('source', pa.string()), ('group', pa.string()),
        ('num_chunks', pa.int64())]
     )  # fmt: skip
+    sizes.write(_sizes_path(folder, split, shard))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema), sink)
     manifest.write_bytes(_table_path(folder, split, shard), sink.getvalue().to_pybytes())
@@ -184,6 +190,30 @@ class ChunkStore:
     flat = (*ids.shape, 2 * self.chunk_len)
     return np.where(mask, tokens, pad_id).reshape(flat), mask.reshape(flat)
 
+  def token_bytes(self, ids: np.ndarray, vocab: vocabulary.Vocabulary) -> np.ndarray:
+    """UTF-8 bytes of text that each token of some chunks stands for, [..., C] int64.
+
+    Over a document they add up to the bytes of its text. An id of -1 is no chunk.
+    """
+    places = np.arange(self.chunk_len)
+    real = places < np.where(ids < 0, 0, self.length[np.maximum(ids, 0)])[..., None]
+    usual = vocab.token_bytes()[self.tokens[np.maximum(ids, 0)]].astype(np.int64)
+    sizes = np.where(real, usual, 0)
+    unusual, bytes_of = self._unusual
+    if len(unusual):
+      flat = ids[..., None] * self.chunk_len + places
+      n = np.searchsorted(unusual, flat).clip(max=len(unusual) - 1)
+      sizes = np.where(real & (unusual[n] == flat), bytes_of[n], sizes)
+    return sizes
+
+  @functools.cached_property
+  def _unusual(self) -> tuple[np.ndarray, np.ndarray]:
+    """Places of tokens whose bytes are not those of their piece, and those bytes."""
+    shards = range(self.num_shards)
+    paths = [_sizes_path(self._folder, self._split, shard) for shard in shards]
+    starts = [self.shard_range(shard)[0] for shard in shards]
+    return TokenSizes.read(zip(starts, paths), self.chunk_len)
+
   @functools.cached_property
   def _first_document(self) -> np.ndarray:
     """Number of the first document of each shard, [shards] int32."""
@@ -200,6 +230,10 @@ class ChunkStore:
 def chunk_text(store: ChunkStore, vocab: vocabulary.Vocabulary, chunk: int) -> str:
   """The text of one chunk."""
   return vocab.decode(store.tokens[chunk][: int(store.length[chunk])])
+
+
+def _sizes_path(folder: Path, split: str, shard: int) -> Path:
+  return folder / f'{split}-bytes-{shard:05d}.parquet'
 
 
 def _table_path(folder: Path, split: str, shard: int) -> Path:

@@ -13,6 +13,7 @@ from instructretro_jax.inference.checks import check_kinds, from_json
 from instructretro_jax.inference.gain import token_gains
 from instructretro_jax.inference.sampler import Sampler
 from instructretro_jax.inference.session import make_request
+from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.report.page import shade
 from instructretro_jax.retrieval.retriever import Neighbour
 
@@ -168,7 +169,10 @@ def _requests(
       closed.append({'event': 'closed', 'gate': gate, 'reason': reason})
       continue
     filled = dataclasses.replace(template, gate=float(gate == 'on'))
-    requests[gate] = make_request(sampler, filled, question.text, passages, history)
+    try:
+      requests[gate] = make_request(sampler, filled, question.text, passages, history)
+    except StageError as error:  # the model's chat template cannot be used
+      raise ValueError(str(error)) from error
   if not requests:
     raise ValueError(closed[0]['reason'])
   needed = len(sampler.tokenize(next(iter(requests.values())).prompt))

@@ -106,8 +106,8 @@ def test_a_mixture_by_name(registered):
 
 def test_what_cannot_be_read_is_refused(registered):
   class Shifted(ByteVocabulary):
-    def _decode(self, ids):
-      return super()._decode([i - 1 for i in ids])
+    def _decode(self, ids, continues):
+      return super()._decode([i - 1 for i in ids], continues)
 
   add_text_task('test_other', vocab=Shifted())
   with pytest.raises(manifest.StageError, match='another vocabulary'):

@@ -16,7 +16,7 @@ def make_decoder(model, *, prompt_len, num_new, eos_id):
   """
   C = model.config.chunk_len
   padded_len = -(-prompt_len // C) * C
-  decoder = DecodingLoop(model, eos_id, tokens_per_call=num_new)
+  decoder = DecodingLoop(model, (eos_id,), tokens_per_call=num_new)
 
   def decode(params, prompts, neighbours_BKR=None, mask_BKR=None, gate=1.0):
     tokens_BP, lengths_B = left_pad(prompts, padded_len)

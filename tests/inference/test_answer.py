@@ -2,25 +2,32 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from instructretro_jax.inference.answer import PartialAnswer, Request, repeats_at_end
-from instructretro_jax.text.vocabulary import HuggingFaceVocabulary
+from instructretro_jax.text.hugging_face_vocabulary import HuggingFaceVocabulary
+from instructretro_jax.text.tokens import Vocabulary
 
 EOS = 256
 
 
-class Bytes:
+class Bytes(Vocabulary):
   """A vocabulary of bytes: token 256 ends a text."""
 
-  eos_id, pad_id, vocab_size = EOS, 0, 257
+  eos_id, vocab_size, unk_id = EOS, 257, None
 
-  def encode(self, text):
+  def spelling(self, token):
+    return f'<{token}>'
+
+  def token_bytes(self):
+    return (np.arange(self.vocab_size) < EOS).astype(np.int32)
+
+  def _encode(self, text, continues):
     return list(text.encode())
 
-  def decode(self, ids):
-    ids = ids[: ids.index(EOS)] if EOS in ids else ids
-    return bytes(ids).decode(errors='replace')
+  def _decode(self, ids, continues):
+    return bytes(i for i in ids if i < EOS).decode(errors='replace')
 
 
 def answer_of(text, piecewise=True, prompt='p', **fields):
@@ -50,17 +57,25 @@ def test_a_control_token_ends_an_answer_though_it_has_no_text():
   class Chat(Bytes):
     vocab_size, end = 258, 257
 
-    def encode(self, text):
-      return [self.end] if text == '<|im_end|>' else super().encode(text)
-
-    def decode(self, ids):
-      return super().decode([token for token in ids if token != self.end])
+    def control_id(self, name):
+      return self.end if name == '<|im_end|>' else None
 
   answer = PartialAnswer(Request(prompt='p', stop=('<|im_end|>', 'e')), [112], Chat())
   for token in [*b'Yo', Chat.end, *b'user']:
     answer.add(token)
   result = answer.result()
   assert (result.text, result.finish, result.tokens) == ('Yo', 'stop', tuple(b'Yo'))
+
+
+def test_each_end_token_ends_an_answer():
+  class TwoEnds(Bytes):
+    vocab_size, end_ids = 258, (EOS, 257)
+
+  for end in TwoEnds.end_ids:
+    answer = PartialAnswer(Request(prompt='p'), [112], TwoEnds())
+    for token in [*b'Yo', end, *b'user']:
+      answer.add(token)
+    assert (answer.result().text, answer.result().finish) == ('Yo', 'end')
 
 
 def test_an_answer_ends_at_its_length_and_takes_no_more():
@@ -98,6 +113,7 @@ def test_a_word_is_spelt_as_after_the_prompt(tmp_path):
 
   words = {'<eos>': 0, '▁one': 1, '▁two': 2, '▁': 3}
   made = tokenizers.Tokenizer(tokenizers.models.BPE(words, [], unk_token='<eos>'))
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
   made.decoder = tokenizers.decoders.Metaspace()
   made.save(str(tmp_path / 'tokenizer.json'))
   vocab = HuggingFaceVocabulary(str(tmp_path / 'tokenizer.json'), '<eos>')

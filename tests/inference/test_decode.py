@@ -108,7 +108,7 @@ def test_lengths_are_checked():
 
 
 def decode_in_calls(prompts, counts, sampling, num_new=9):
-  params, decoder = params_of(CONFIG), DecodingLoop(Retro(CONFIG), eos_id=-1, tokens_per_call=4)
+  params, decoder = params_of(CONFIG), DecodingLoop(Retro(CONFIG), end_ids=(-1,), tokens_per_call=4)
   rows = decoder.begin(params, *left_pad(prompts, 8), gate=0, max_new=num_new, sampling=sampling)
   found = [np.asarray(rows.token_B)[:, None]]
   for count in counts:

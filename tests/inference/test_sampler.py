@@ -17,6 +17,7 @@ from instructretro_jax.model.sharding import MeshConfig
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.retrieval.retriever import Neighbour
 from instructretro_jax.text import vocabulary
+from instructretro_jax.text.tokens import Vocabulary
 from instructretro_jax.train.checkpoint_writer import write_checkpoint
 from instructretro_jax.train.lazy_params import LazyArray
 from tests.inference.test_cache import params_of
@@ -26,17 +27,22 @@ from tests.model.test_retro import logits
 C, K, R = 4, 2, 8
 
 
-class Letters:
+class Letters(Vocabulary):
   """A vocabulary of 31 letters and an end token."""
 
-  eos_id, pad_id, vocab_size = 31, 0, 32
+  eos_id, vocab_size, unk_id = 31, 32, None
 
-  def encode(self, text):
+  def spelling(self, token):
+    return self.decode([token])
+
+  def token_bytes(self):
+    return np.array([1] * 31 + [0])
+
+  def _encode(self, text, continues):
     return [ord(letter) - ord('A') for letter in text]
 
-  def decode(self, ids):
-    ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids
-    return ''.join(chr(ord('A') + i) for i in ids)
+  def _decode(self, ids, continues):
+    return ''.join(chr(ord('A') + i) for i in ids if i != self.eos_id)
 
 
 class EndlessLetters(Letters):

@@ -36,7 +36,9 @@ def permuted(weight, heads):
   return split.swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: Path, architecture='llama', pre='smollm', scaling=None, without=()):
+def write_gguf(
+  path: Path, architecture='llama', pre='smollm', scaling=None, without=(), split=None
+):
   """The golden Llama as the converter writes it, one matrix in 16 bits."""
   writer = gguf_package.GGUFWriter(path, architecture)
   writer.add_vocab_size(272)
@@ -48,6 +50,9 @@ def write_gguf(path: Path, architecture='llama', pre='smollm', scaling=None, wit
   writer.add_layer_norm_rms_eps(1e-3)
   writer.add_context_length(64)
   writer.add_rope_dimension_count(6)
+  if split:
+    for name, value in zip(('no', 'count'), split):
+      writer.add_uint16(f'split.{name}', value)
   if scaling:
     writer.add_rope_scaling_type(scaling)
   tokenizer = json.loads((GOLDEN / 'llama' / 'tokenizer.json').read_text())['model']

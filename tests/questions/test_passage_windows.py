@@ -8,13 +8,7 @@ from instructretro_jax.pipeline import manifest
 from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.passage_windows import PassageNeighbours, read_passages
 from instructretro_jax.questions.questions import Question
-
-
-class Letters:
-  pad_id, eos_id = 0, 1
-
-  def encode(self, text):
-    return [ord(c) for c in text]
+from tests.text.letters import Letters
 
 
 def texts(windows):

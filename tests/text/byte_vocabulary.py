@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from instructretro_jax.text.vocabulary import Vocabulary
+from instructretro_jax.text.tokens import Vocabulary
 
 FIRST = 3  # 0 pads, 1 ends a document, 2 is unknown
 
@@ -12,10 +12,13 @@ class ByteVocabulary(Vocabulary):
   eos_id = 1
   unk_id = 2
 
-  def encode(self, text):
+  def spelling(self, token):
+    return f'<{token}>'
+
+  def _encode(self, text, continues):
     return [byte + FIRST for byte in text.encode()]
 
-  def _decode(self, ids):
+  def _decode(self, ids, continues):
     return bytes(i - FIRST for i in ids if i >= FIRST).decode(errors='ignore')
 
   def token_bytes(self):
