@@ -127,7 +127,7 @@ _QUESTIONS = st.builds(
   Question,
   st.just('q'),
   _TEXTS.filter(str.strip),
-  st.lists(_TEXTS.filter(str.strip), max_size=2).map(tuple),
+  st.lists(_TEXTS.filter(str.strip), max_size=2).map(lambda texts: untitled(*texts)),
   st.tuples(_TEXTS.filter(str.strip)),
   st.just('own'),
   st.sampled_from(['span', 'given', 'boolean']),
@@ -141,7 +141,7 @@ _QUESTIONS = st.builds(
 def test_prompt_and_answer_are_the_rendered_text(form, question):
   vocab = tokenizer_forms.load(form)
   prompter = Prompter(vocab)
-  frame = prompter._frame(question, prompter.turns(question), question.passages)
+  frame = prompter._frame(question, prompter.turns(question), question.shown_passages)
   tokens = prompter.prompt(question, 10_000).tokens
   assert tokens == formatted.encode(vocab, frame.text(), starts=True)
   answer = prompter.answer(question, question.answers[0], with_end=False)
@@ -171,7 +171,8 @@ def test_no_space_is_put_where_parts_meet(form):
 def test_whatever_is_cut_the_question_is_whole(form, question, max_len):
   vocab = tokenizer_forms.load(form)
   prompter = Prompter(vocab)
-  question = dataclasses.replace(question, passages=tuple(p * 9 for p in question.passages))
+  long = untitled(*(text * 9 for text in question.shown_passages))
+  question = dataclasses.replace(question, passages=long)
   try:
     tokens = prompter.prompt(question, max_len).tokens
   except ValueError:
@@ -224,8 +225,6 @@ def test_a_template_without_system_starts_and_ends_as_it_says(tmp_path):
   assert prompter.format.lead == ' ' and prompter.end == [vocab.eos_id]
   asked = ('q', 'Who?', untitled('One.'), ('Ann',), 'own', 'given', ('Hi', 'Yes.'))
   question = Question(*asked, system='S.')
-    'q', 'Who?', untitled('One.'), ('Ann',), 'own', 'given', ('Hi', 'Yes.'), system='S.'
-  )
   tokens = prompter.prompt(question, 999).tokens + prompter.answer(question, 'Ann')
   text = '[INST] S.\n\nOne.\n\nHi [/INST] Yes.[INST] Who? [/INST] Ann'
   assert vocab.decode(tokens) == text
