@@ -81,6 +81,11 @@ class ZeroShot(Stage):
     if self.baseline is not None and self.baseline not in (*self.arms, *self.hugging_face):
       raise ValueError(f'baseline={self.baseline!r} is none of {(*self.arms, *self.hugging_face)}')
 
+  def input_files(self) -> tuple[Path, ...]:
+    """Those of the models that are folders."""
+    folders = [Path(name).expanduser() for name in self.hugging_face]
+    return tuple(path for folder in folders if folder.is_dir() for path in folder.rglob('*'))
+
   def reads(self) -> tuple[str, ...]:
     """The stages whose folders `build` reads."""
     passages = [self.passages] if self.passages else []

@@ -49,6 +49,10 @@ class ImportVocabulary(Stage):
   tokenizer: str | None = None
   eos_token: str | None = None
 
+  def input_files(self) -> tuple[Path, ...]:
+    """Those that say what the tokens are."""
+    return _tokenizer_files(self.source, self.tokenizer)
+
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     """Writes the vocabulary of the source."""
     kind, path = locate(self.source)
@@ -75,6 +79,12 @@ class ImportWeights(Stage):
 
   unlisted: ClassVar[frozenset[str]] = frozenset({'logs', 'checkpoints'})
   on_all_hosts: ClassVar[bool] = True
+
+  def input_files(self) -> tuple[Path, ...]:
+    """All files of the source, and the tokenizer given."""
+    path = Path(self.source).expanduser()
+    of_source = [path] if path.is_file() else sorted(path.rglob('*')) if path.is_dir() else []
+    return (*of_source, *_tokenizer_files(self.source, self.tokenizer))
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     """Writes the checkpoint and the vocabulary of the source."""
@@ -117,6 +127,13 @@ def locate(source: str) -> tuple[str, Path]:
   if path.is_dir() and (any(path.glob('*.safetensors')) or (path / 'tokenizer.json').exists()):
     raise StageError(f'{path} has no {huggingface.CONFIG_FILE}: fetch it from where the model is')
   return 'megatron', path
+
+
+def _tokenizer_files(source: str, tokenizer: str | None) -> tuple[Path, ...]:
+  path = Path(source).expanduser()
+  given = [] if tokenizer is None else [Path(tokenizer).expanduser()]
+  own = path.glob('*.j*') if path.is_dir() else [path]  # .json, .jinja
+  return (*given, *sorted(own))
 
 
 def _open_weights(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+from pathlib import Path
 import re
 from typing import Any
 
@@ -18,6 +19,7 @@ from instructretro_jax.questions.questions import Question
 from instructretro_jax.questions.styles import check_style
 from instructretro_jax.text import sources
 from instructretro_jax.text.documents import Problems
+from instructretro_jax.text.files import Pattern, present_files
 
 _TURN_ROLES = ('User', 'Assistant')
 
@@ -34,8 +36,12 @@ class Dialogues:
   'gpt' (ShareGPT). A dialogue that ends with the user, or has turns of tools, is left out.
   """
 
-  pattern: str | tuple[str, ...]
+  pattern: Pattern
   task: str = 'dialogues'
+
+  def input_files(self) -> tuple[Path, ...]:
+    """The files that the pattern matches."""
+    return present_files(self.pattern)
 
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields a question a usable row. Raises StageError if no file or no row is of use."""
@@ -65,11 +71,15 @@ class InstructionRows:
   The keys are those of Alpaca; Dolly's are 'instruction', 'context' and 'response'.
   """
 
-  pattern: str | tuple[str, ...]
+  pattern: Pattern
   task: str = 'instructions'
   instruction_key: str = 'instruction'
   input_key: str = 'input'
   output_key: str = 'output'
+
+  def input_files(self) -> tuple[Path, ...]:
+    """The files that the pattern matches."""
+    return present_files(self.pattern)
 
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields a question a usable row. Raises StageError if no file or no row is of use."""
@@ -100,7 +110,7 @@ class QaFiles:
   the style, or the options, ask for (questions/references.py).
   """
 
-  pattern: str | tuple[str, ...]
+  pattern: Pattern
   task: str
   style: str = 'span'  # where there are no options and no turns
   max_passages: int = 5
@@ -108,6 +118,10 @@ class QaFiles:
 
   def __post_init__(self):
     check_style(self.task, self.style)
+
+  def input_files(self) -> tuple[Path, ...]:
+    """The files that the pattern matches."""
+    return present_files(self.pattern)
 
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields a question a usable entry. Raises StageError if no file or no entry is of use."""

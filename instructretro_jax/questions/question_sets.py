@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import dataclasses
 import json
+from pathlib import Path
 import re
 from typing import Any
 
@@ -15,6 +16,7 @@ from instructretro_jax.questions.questions import Question
 from instructretro_jax.questions.styles import check_style
 from instructretro_jax.text import packages
 from instructretro_jax.text.documents import Problems
+from instructretro_jax.text.files import Pattern, present_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +94,17 @@ class JsonLinesQuestions:
   options, 'yes' or 'no' where the answer is true or false.
   """
 
-  pattern: str | tuple[str, ...]
+  pattern: Pattern
   task: str = 'own'
   style: str = 'span'  # where a row names none, and has no options
   first_index: int | None = None  # of options, where answers are whole numbers
 
   def __post_init__(self):
     check_style(self.task, self.style)
+
+  def input_files(self) -> tuple[Path, ...]:
+    """The files that the pattern matches."""
+    return present_files(self.pattern)
 
   def read(self, problems: Problems) -> Iterator[Question]:
     """Yields a question a usable row. Raises StageError if no file or no row is of use."""

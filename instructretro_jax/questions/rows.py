@@ -12,7 +12,7 @@ from instructretro_jax.pipeline import manifest
 from instructretro_jax.questions.fields import Row, Unusable, as_text
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.text.documents import Problems
-from instructretro_jax.text.files import matching_files
+from instructretro_jax.text.files import Pattern, matching_files
 from instructretro_jax.text.json_rows import json_rows as read_json_rows
 
 _MOST_KEYS = 12  # shown of rows that are of no use
@@ -58,7 +58,7 @@ def usable(
     )
 
 
-def json_rows(pattern: str | tuple[str, ...], problems: Problems) -> Iterator[PlacedRow]:
+def json_rows(pattern: Pattern, problems: Problems) -> Iterator[PlacedRow]:
   """The rows of JSON files; the nested form of SQuAD gives a row a question, with its context.
 
   Files of one name are told apart by the folders that they are in.

@@ -41,6 +41,14 @@ def matching_files(pattern: Pattern) -> list[tuple[str, Path]]:
   return [(names[path], path) for path in sorted(names)]
 
 
+def present_files(pattern: Pattern) -> tuple[Path, ...]:
+  """The files that a pattern matches now; none where `matching_files` raises."""
+  try:
+    return tuple(path for _, path in matching_files(pattern))
+  except manifest.StageError:
+    return ()
+
+
 def _folder_spelt_out(whole: Path) -> Path:
   """The folder before the first part of a pattern that has to be matched."""
   base = Path(whole.anchor)

@@ -84,6 +84,10 @@ class GivenVocabulary(Stage):
   name: str = 'vocabulary'
   path: str
 
+  def input_files(self) -> tuple[Path, ...]:
+    """The file."""
+    return (Path(self.path).expanduser(),)
+
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     """Copies the file, and opens it once."""
     source = Path(self.path).expanduser()
@@ -147,6 +151,16 @@ def load(folder: Path) -> Vocabulary:
   if (folder / TEMPLATE_FILE).exists():
     vocab.chat_template = (folder / TEMPLATE_FILE).read_text(encoding='utf-8')
   return vocab
+
+
+def open_file(path: Path) -> Vocabulary:
+  """The vocabulary of a `tokenizer.json` or a SentencePiece `.model` by itself.
+
+  Raises StageError if there is no such file, or it is none.
+  """
+  foreign.check(path)
+  kind = HuggingFaceVocabulary if path.suffix == '.json' else SentencePieceVocabulary
+  return kind(str(path))
 
 
 def fingerprint(vocabulary: Vocabulary) -> str:
