@@ -116,7 +116,12 @@ def join(
       f'the processes named by {launcher} did not meet: {error}. Give --coordinator=HOST:PORT, '
       '--num_processes and --process_id to each.'
     ) from error
-  return Hosts.here()
+  here = Hosts.here()
+  if here.count > 1 and jax.default_backend() == 'cpu':
+    # Programs on CPUs differ by process, and process 0 alone keeps its own. With one at hand it
+    # would wait for those who compile, and Gloo ends that after 30 s.
+    jax.config.update('jax_enable_compilation_cache', False)
+  return here
 
 
 def launched_by(environment: Mapping[str, str], is_on_tpu: bool) -> str | None:
