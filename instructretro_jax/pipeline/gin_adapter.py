@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+import logging
 from pathlib import Path
 import re
 from typing import TextIO, TypeVar
@@ -76,6 +77,7 @@ def configure(
 
 def _parse(files: Sequence[str], bindings: Sequence[str]) -> None:
   before = _GIVEN.set(())
+  logging.getLogger().addFilter(_is_news)
   try:
     for name in files:
       path = _find(name)
@@ -86,7 +88,13 @@ def _parse(files: Sequence[str], bindings: Sequence[str]) -> None:
   except manifest.StageError as error:  # gin adds lines that quote the include
     raise manifest.StageError(' '.join(str(error).split())) from error
   finally:
+    logging.getLogger().removeFilter(_is_news)
     _GIVEN.reset(before)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """All but what gin says of files that are in no Python package, where ours never are."""
+  return not str(record.msg).startswith('Path not found')
 
 
 def _override(binding: str) -> None:
@@ -94,10 +102,11 @@ def _override(binding: str) -> None:
   try:
     gin.parse_config(binding)
   except (SyntaxError, ValueError) as error:
+    if not isinstance(error, SyntaxError) and 'malformed' not in str(error):
+      raise
     name, _, value = binding.partition(' = ')
     raise manifest.StageError(
-      f'{value!r} is no value of gin ({str(error).splitlines()[0]}); if {name} is text, write '
-      f'--gin.{name}=\'"{value}"\''
+      f'{value!r} is no value of gin; if {name} is text, write --gin.{name}=\'"{value}"\''
     ) from error
 
 

@@ -95,3 +95,16 @@ def test_a_file_that_is_missing_is_named_by_the_hint_of_its_macros(tmp_path):
     chunk_len_of(files[0], placeholder='a path')
   assert chunk_len_of(*files, placeholder='a path') == 8
   assert chunk_len_of(files[0], bindings=['LENGTH = 4', "SOURCE = 'x'"]) == 4
+
+
+@pytest.mark.parametrize('value', ['my/folder/*.txt', 'some text', "'half", '[1, 2', '-'])
+def test_text_without_its_quotes_is_no_value(folders, value):
+  with pytest.raises(StageError, match='is no value of gin; if SIZE is text, write --gin.SIZE='):
+    chunk_len_of(folders[1] / 'experiment.gin', bindings=[f'SIZE = {value}'])
+
+
+def test_files_that_are_in_no_package_are_no_news(folders, caplog, monkeypatch):
+  (folders[0] / 'sub' / 'part.gin').unlink()
+  monkeypatch.syspath_prepend(folders[1])  # with a folder of that name, which is no package
+  assert chunk_len_of(folders[1] / 'experiment.gin') == 2
+  assert not caplog.records
