@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-import logging
 from pathlib import Path
 import re
+import tokenize
 from typing import TextIO, TypeVar
 
 import gin
@@ -71,13 +71,13 @@ def configure(
     TypeError,
     AttributeError,
     ImportError,
+    tokenize.TokenError,
   ) as error:
     raise manifest.StageError(f'configuring {name} from {list(files)}: {error}') from error
 
 
 def _parse(files: Sequence[str], bindings: Sequence[str]) -> None:
   before = _GIVEN.set(())
-  logging.getLogger().addFilter(_is_news)
   try:
     for name in files:
       path = _find(name)
@@ -88,21 +88,15 @@ def _parse(files: Sequence[str], bindings: Sequence[str]) -> None:
   except manifest.StageError as error:  # gin adds lines that quote the include
     raise manifest.StageError(' '.join(str(error).split())) from error
   finally:
-    logging.getLogger().removeFilter(_is_news)
     _GIVEN.reset(before)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-  """All but what gin says of files that are in no Python package, where ours never are."""
-  return not str(record.msg).startswith('Path not found')
 
 
 def _override(binding: str) -> None:
   """Applies 'NAME = VALUE'. Raises StageError for text without the quotes of gin."""
   try:
     gin.parse_config(binding)
-  except (SyntaxError, ValueError) as error:
-    if not isinstance(error, SyntaxError) and 'malformed' not in str(error):
+  except (SyntaxError, ValueError, tokenize.TokenError) as error:
+    if isinstance(error, ValueError) and 'malformed' not in str(error):
       raise
     name, _, value = binding.partition(' = ')
     raise manifest.StageError(
@@ -127,8 +121,10 @@ def _open(name: str) -> TextIO:
   return _find(name).open()
 
 
-# Gin tries this after the plain `open`. Its own search path would outlive the call of `configure`.
-gin.config.register_file_reader(_open, lambda name: _GIVEN.get() is not None)
+# Right behind the plain `open`. Gin's own search comes before readers that are registered, and breaks
+# on folders of the Python path that have the name of an included file's; its search path would
+# outlive the call of `configure`.
+gin.config._FILE_READERS.insert(1, (_open, lambda name: _GIVEN.get() is not None))
 
 
 def _config_str() -> str:
