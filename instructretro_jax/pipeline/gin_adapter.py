@@ -121,9 +121,9 @@ def _open(name: str) -> TextIO:
   return _find(name).open()
 
 
-# Right behind the plain `open`. Gin's own search comes before readers that are registered, and breaks
-# on folders of the Python path that have the name of an included file's; its search path would
-# outlive the call of `configure`.
+# Right behind the plain `open`. Gin's own search comes before readers that are registered, and
+# breaks on folders of the Python path that are named as that of an included file; its search path
+# would outlive the call of `configure`.
 gin.config._FILE_READERS.insert(1, (_open, lambda name: _GIVEN.get() is not None))
 
 
