@@ -73,7 +73,8 @@ def configure(
     ImportError,
     tokenize.TokenError,
   ) as error:
-    raise manifest.StageError(f'configuring {name} from {list(files)}: {error}') from error
+    found = ' '.join(str(error).split())  # gin quotes the place in lines of their own
+    raise manifest.StageError(f'configuring {name} from {list(files)}: {found}') from error
 
 
 def _parse(files: Sequence[str], bindings: Sequence[str]) -> None:

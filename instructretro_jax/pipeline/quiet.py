@@ -12,8 +12,11 @@ import warnings
 
 # parts of messages, by the logger that they come from
 _POINTLESS = {
-  'absl': '_CHECKPOINT_METADATA',  # Orbax looks for a file that only some of its writers make
-  'root': 'apitools not found',  # Beam greets so where Google's cloud is not installed
+  'absl': (
+    '_CHECKPOINT_METADATA',  # Orbax looks for a file that only some of its writers make
+    'ArrayMetadata persistence is disabled',  # where weights are written that were never on a device
+  ),
+  'root': ('apitools not found',),  # Beam greets so where Google's cloud is not installed
 }
 _NATIVE_NOTES = r'^[IW][0-9]{4} |^WARNING: All log messages before absl::InitializeLog'
 
@@ -31,7 +34,7 @@ def quieten() -> None:
 
 
 def _says_something(record: logging.LogRecord) -> bool:
-  return _POINTLESS[record.name] not in record.getMessage()
+  return not any(part in record.getMessage() for part in _POINTLESS[record.name])
 
 
 @contextlib.contextmanager
