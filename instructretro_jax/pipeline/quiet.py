@@ -14,7 +14,7 @@ import warnings
 _POINTLESS = {
   'absl': (
     '_CHECKPOINT_METADATA',  # Orbax looks for a file that only some of its writers make
-    'ArrayMetadata persistence is disabled',  # where weights are written that were never on a device
+    'ArrayMetadata persistence is disabled',  # of weights that were on no device
   ),
   'root': ('apitools not found',),  # Beam greets so where Google's cloud is not installed
 }
