@@ -199,8 +199,12 @@ def import_alone(
   member = ImportWeights(name=out.name, source=source, tokenizer=tokenizer, eos_token=eos_token)
   out.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=out.parent) as root, atomic(out) as partial:
-    made = stage.run(member, Path(root))
-    (Path(root) / out.name).rename(partial)
+    folder = Path(root) / out.name
+    try:
+      made = stage.run(member, Path(root))
+    except StageError as error:
+      raise StageError(str(error).replace(str(folder), str(out))) from error
+    folder.rename(partial)
   return made
 
 
