@@ -22,9 +22,12 @@ def compare(roots: tuple[Path, ...], baseline: str, target: Path | None) -> None
   from rich.console import Console
 
   from instructretro_jax.pipeline import manifest
+  from instructretro_jax.pipeline.atomic import check_place
   from instructretro_jax.report import compare as comparison
   from instructretro_jax.report.tables import for_console
 
+  if target is not None:
+    check_place(target)
   found = comparison.compare(roots, baseline=baseline)
   console = Console()
   for table in comparison.tables(found):

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import contextlib
 import errno
 import json
-from pathlib import Path
 
 import click
 
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+from instructretro_jax.commands.paths import ANY, EXISTING_FILE, EXISTING_FOLDER
+
 TENSOR = click.option(
   '--tensor', default=1, show_default=True, help='Devices here that share each weight.'
 )
@@ -18,19 +18,21 @@ _ABOUT_INDEX = 'Run folder whose index is searched for neighbours while the text
 
 
 @click.command()
-@click.option('--checkpoint', required=True, type=_FOLDER, help='Folder of an arm, or imported.')
+@click.option(
+  '--checkpoint', required=True, type=EXISTING_FOLDER, help='Folder of an arm, or imported.'
+)
 @click.option('--prompt', help='Text to continue.')
 @click.option(
   '--prompts',
   'path',
-  type=click.Path(exists=True, dir_okay=False, path_type=Path),
+  type=EXISTING_FILE,
   help='JSON lines {"prompt": ...}; also "id", "context", "seed" and the like of that line alone.',
 )
-@click.option('--out', type=click.Path(path_type=Path), help='File for JSON lines, one a prompt.')
+@click.option('--out', type=ANY, help='File for JSON lines, one a prompt.')
 @click.option('--chat', 'is_chat', is_flag=True, help='A prompt is a question to an assistant.')
 @click.option('--context', 'passages', multiple=True, help='Passage ahead of the prompt.')
 @click.option('--gate', type=float, help='Scale of the cross-attention; 1 with an index, else 0.')
-@click.option('--index', type=_FOLDER, help=_ABOUT_INDEX)
+@click.option('--index', type=EXISTING_FOLDER, help=_ABOUT_INDEX)
 @click.option('--retrieval_step', type=int, help='New tokens between searches; by default C.')
 @click.option('--temperature', default=0.0, show_default=True, help='0: the most likely token.')
 @click.option('--top_k', default=0, show_default=True, help='Tokens to draw from; 0: all.')
@@ -119,10 +121,14 @@ def _answer_file(checkpoint, index, path, out, template, passages, is_chat, open
 
 
 @click.command()
-@click.option('--checkpoint', required=True, type=_FOLDER, help='Folder of an arm, or imported.')
+@click.option(
+  '--checkpoint', required=True, type=EXISTING_FOLDER, help='Folder of an arm, or imported.'
+)
 @click.option('--text', required=True, help='Text to score.')
-@click.option('--index', type=_FOLDER, help='Run folder whose index is searched for neighbours.')
-@click.option('--gate', default=1.0, show_default=True, help='Scale of the cross-attention if on.')
+@click.option(
+  '--index', type=EXISTING_FOLDER, help='Run folder whose index is searched for neighbours.'
+)
+@click.option('--gate', type=float, help='Scale of the cross-attention, with an index; 1.')
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
 @TENSOR
 def score(checkpoint, text, index, gate, as_json, tensor) -> None:
@@ -139,11 +145,15 @@ def score(checkpoint, text, index, gate, as_json, tensor) -> None:
   from instructretro_jax.inference import score as scoring
   from instructretro_jax.inference import session
   from instructretro_jax.inference.answer import Request
+  from instructretro_jax.pipeline.notes import note
 
   with _errors_in_words():
-    asked = Request(prompt=text, gate=gate if index else 0.0)
-    sampler, _ = session.open_sampler(checkpoint, index, asked.gate, tensor)
-    found = scoring.score(sampler, text, asked.gate)
+    gate = Request(prompt=text, gate=session.gate_of(gate, index)).gate
+    if index is None and gate != 0:
+      note('the gate stays closed: without --index there are no neighbours to read')
+      gate = 0.0
+    sampler, _ = session.open_sampler(checkpoint, index, gate, tensor)
+    found = scoring.score(sampler, text, gate)
   if as_json:
     click.echo(json.dumps(found.to_json(), ensure_ascii=False))
     return
@@ -161,7 +171,7 @@ def _show(pieces: Iterator[str]) -> None:
 @contextlib.contextmanager
 def _errors_in_words() -> Iterator[None]:
   """A request that cannot be met, or a file that cannot be used, is a line on stderr."""
-  from instructretro_jax.pipeline.manifest import StageError
+  from instructretro_jax.pipeline.manifest import StageError, in_words
 
   try:
     yield
@@ -170,4 +180,4 @@ def _errors_in_words() -> Iterator[None]:
   except OSError as error:
     if error.errno == errno.EPIPE:  # whoever read the answers has had enough
       raise
-    raise StageError(f'{error.filename or "the output"}: {error.strerror or error}') from error
+    raise StageError(in_words(error)) from error

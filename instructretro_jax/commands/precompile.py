@@ -40,9 +40,12 @@ def precompile(context, gin_files, topology, step, arm, batch_size, target, hlo)
   from rich.console import Console
 
   from instructretro_jax.pipeline import gin_adapter, manifest
+  from instructretro_jax.pipeline.atomic import check_place
   from instructretro_jax.pipeline.experiment import Experiment
   from instructretro_jax.precompile import estimate, table
 
+  for path in filter(None, (target, hlo)):
+    check_place(path)
   configured, _ = gin_adapter.configure(
     Experiment, gin_files, gin_bindings(context.args), placeholder='not needed'
   )

@@ -23,21 +23,33 @@ class AnswerFile:
     num_errors: of those that are there or were written.
   """
 
-  def __init__(self, file: IO[bytes], digests: Sequence[str], num_done: int, num_errors: int):
-    self._file, self._digests = file, digests
+  def __init__(
+    self,
+    file: IO[bytes],
+    digests: Sequence[str],
+    num_done: int = 0,
+    num_errors: int = 0,
+    end: int | None = None,
+  ):
+    """Goes on at the byte `end` of a file; None: of what is no file."""
+    self._file, self._digests, self._end = file, digests, end
     self.num_done, self.num_errors = num_done, num_errors
 
   def write(self, row: dict[str, Any]) -> None:
     """Writes the next line; a kill does not lose it. Raises OSError with the name of the file."""
     line = {**row, _KEY: self._digests[self.num_done]}
-    left = json.dumps(line, ensure_ascii=False).encode() + b'\n'
+    left = content = json.dumps(line, ensure_ascii=False).encode() + b'\n'
     try:
       while left:
         left = left[self._file.write(left) :]
       self._file.flush()
     except OSError as error:
+      if self._end is not None:
+        self._file.truncate(self._end)  # whole lines alone
       error.filename = self._file.name
       raise
+    if self._end is not None:
+      self._end += len(content)
     self.num_done += 1
     self.num_errors += 'error' in row
 
@@ -50,7 +62,7 @@ def open_answers(path: Path | None, digests: Sequence[str]) -> Iterator[AnswerFi
   the file cannot be written, is being written, or has answers to other requests.
   """
   if path is None or str(path) == '-':
-    yield AnswerFile(sys.stdout.buffer, digests, 0, 0)
+    yield AnswerFile(sys.stdout.buffer, digests)
     return
   if path.is_dir():
     raise StageError(f'{path} is a folder: name a file in --out')
@@ -58,7 +70,7 @@ def open_answers(path: Path | None, digests: Sequence[str]) -> Iterator[AnswerFi
   # no buffer, which would be written again when the file is closed behind an error
   with path.open('ab', buffering=0) as file:
     if not path.is_file():  # a device or a pipe has nothing to go on from
-      yield AnswerFile(file, digests, 0, 0)
+      yield AnswerFile(file, digests)
       return
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +88,7 @@ def open_answers(path: Path | None, digests: Sequence[str]) -> Iterator[AnswerFi
         )
       num_done, num_errors, end = num_done + 1, num_errors + ('error' in row), end + len(line)
     file.truncate(end)
-    yield AnswerFile(file, digests, num_done, num_errors)
+    yield AnswerFile(file, digests, num_done, num_errors, end)
 
 
 def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from instructretro_jax.interop import architectures, tensor_table
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.pipeline import foreign
 from instructretro_jax.pipeline.manifest import StageError
-from instructretro_jax.text.vocabulary import Names
+from instructretro_jax.text.model_names import Names
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
 _NAMES = {

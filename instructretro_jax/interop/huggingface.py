@@ -24,6 +24,7 @@ from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
 CONFIG_FILE = 'config.json'
 TOKENIZER_FILE = 'tokenizer.json'
+SENTENCEPIECE_FILE = 'tokenizer.model'
 TOKENIZER_CONFIG_FILE = 'tokenizer_config.json'
 GENERATION_CONFIG_FILE = 'generation_config.json'
 

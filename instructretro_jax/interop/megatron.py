@@ -17,6 +17,7 @@ from instructretro_jax.interop.megatron_layout import CORE, LEGACY, Names, Part,
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.pipeline import foreign
+from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.manifest import StageError, write_text
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
 
@@ -90,6 +91,8 @@ def save(
 ) -> None:
   """Writes a checkpoint of legacy Megatron-LM: FOLDER/release/mp_rank_*/model_optim_rng.pt.
 
+  It appears whole or not at all.
+
   Args:
     params: nested arrays, or `LazyParams`; a parameter is in memory only while it is written.
 
@@ -103,25 +106,26 @@ def save(
   named = {part.path for tensor in layout for part in tensor.parts}
   if set(flat) != named:
     raise StageError(f'parameters that do not fit the configuration: {sorted(set(flat) ^ named)}')
-  for rank in range(tensor_parallel):
-    model: dict[str, Any] = {}
-    for tensor in layout:
-      leaf = torch_zip.Leaf(
-        tensor.shard_shape(tensor_parallel),
-        np.dtype(flat[tensor.parts[0].path].dtype),
-        lambda tensor=tensor: tensor.pack(
-          [_cut(flat[part.path], part.axis, rank, tensor_parallel) for part in tensor.parts]
-        ),
-      )
-      _put(model, tensor.name, leaf)
-    content = {
-      'args': args,
-      'checkpoint_version': 3.0,
-      'iteration': 0,
-      'model': {'language_model': model},
-    }
-    torch_zip.save(content, folder / 'release' / f'mp_rank_{rank:02d}' / 'model_optim_rng.pt')
-  write_text(folder / megatron_files.TRACKER, 'release')
+  with atomic(folder) as partial:
+    for rank in range(tensor_parallel):
+      model: dict[str, Any] = {}
+      for tensor in layout:
+        leaf = torch_zip.Leaf(
+          tensor.shard_shape(tensor_parallel),
+          np.dtype(flat[tensor.parts[0].path].dtype),
+          lambda tensor=tensor: tensor.pack(
+            [_cut(flat[part.path], part.axis, rank, tensor_parallel) for part in tensor.parts]
+          ),
+        )
+        _put(model, tensor.name, leaf)
+      content = {
+        'args': args,
+        'checkpoint_version': 3.0,
+        'iteration': 0,
+        'model': {'language_model': model},
+      }
+      torch_zip.save(content, partial / 'release' / f'mp_rank_{rank:02d}' / 'model_optim_rng.pt')
+    write_text(partial / megatron_files.TRACKER, 'release')
 
 
 def _check(expected: Sequence[Tensor], checkpoint: megatron_files.Checkpoint) -> None:

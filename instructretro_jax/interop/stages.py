@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from instructretro_jax.examples.tasks import InstructionTuning
-from instructretro_jax.interop import huggingface, model_names, safetensor_files
+from instructretro_jax.interop import huggingface, safetensor_files
 from instructretro_jax.model.config import RetroConfig, decoder_differences
 from instructretro_jax.pipeline import foreign, manifest, stage
 from instructretro_jax.pipeline.atomic import atomic
@@ -20,12 +20,7 @@ from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.questions.formats import ChatFormat
 from instructretro_jax.questions.prompts import format_of
-from instructretro_jax.text import (
-  hugging_face_vocabulary,
-  packages,
-  sentencepiece_vocabulary,
-  vocabulary,
-)
+from instructretro_jax.text import hugging_face_vocabulary, model_names, packages, vocabulary
 from instructretro_jax.train.checkpoint import Checkpoint, params_sha256
 from instructretro_jax.train.checkpoint_writer import write_checkpoint
 from instructretro_jax.train.lazy_params import LazyParams
@@ -40,7 +35,8 @@ class ImportVocabulary(Stage):
 
   Attributes:
     source: as of ImportWeights.
-    tokenizer: a `tokenizer.json` or SentencePiece `.model`; the source's own if not given.
+    tokenizer: a `tokenizer.json` or SentencePiece `.model`; if not given, the source's own, which
+      in a Hugging Face folder is `tokenizer.json`, else `tokenizer.model`.
     eos_token: ends a document; the one that the source names if not given.
   """
 
@@ -132,7 +128,9 @@ def locate(source: str) -> tuple[str, Path]:
 def _tokenizer_files(source: str, tokenizer: str | None) -> tuple[Path, ...]:
   path = Path(source).expanduser()
   given = [] if tokenizer is None else [Path(tokenizer).expanduser()]
-  own = path.glob('*.j*') if path.is_dir() else [path]  # .json, .jinja
+  own = [path]
+  if path.is_dir():
+    own = [*path.glob('*.j*'), *path.glob(huggingface.SENTENCEPIECE_FILE)]  # .json, .jinja
   return (*given, *sorted(own))
 
 
@@ -166,30 +164,21 @@ def _take_vocabulary(
     given = path
   elif (path / huggingface.TOKENIZER_FILE).exists():
     given = path / huggingface.TOKENIZER_FILE
+  elif (path / huggingface.SENTENCEPIECE_FILE).exists():
+    given = path / huggingface.SENTENCEPIECE_FILE
   else:
     raise StageError(
       f'{path} has no {huggingface.TOKENIZER_FILE}: give one (or a .model) as tokenizer'
     )
-  file = vocabulary.SENTENCEPIECE_FILE
+  content, known = None, None
   if given.suffix == '.gguf':
-    file, content = vocabulary.HUGGING_FACE_FILE, _gguf_file(given).tokenizer().to_str().encode()
-    spelling = _gguf_file(given).spellings()
-  elif given.suffix == '.json':
-    file, content = vocabulary.HUGGING_FACE_FILE, given.read_bytes()
-    spelling = hugging_face_vocabulary.spellings(given)
-  else:
-    spelling, content = sentencepiece_vocabulary.spellings(given), given.read_bytes()
+    content, known = _gguf_file(given).tokenizer().to_str().encode(), _gguf_file(given).spellings()
   if kind == 'gguf':
     names = _gguf_file(path).names()
   else:  # a Megatron checkpoint says nothing of tokens; what stands beside the tokenizer does
-    names = model_names.read(path if kind == 'huggingface' else given.parent, spelling.get)
-  known = set(spelling.values())
-  if eos_token is not None and eos_token not in known:
-    raise StageError(f'{given} has no token {eos_token!r}: give another eos_token (--eos_token)')
-  ends = dict.fromkeys(t for t in (eos_token, names.eos_token, *names.end_tokens) if t in known)
-  first, *others = ends or [None]
-  found = dataclasses.replace(names, eos_token=first, end_tokens=tuple(others))
-  vocabulary.write(folder, file, content, found, given)
+    known = vocabulary.spellings(given) if known is None else known
+    names = model_names.read(path if kind == 'huggingface' else given.parent, known.get)
+  vocabulary.take(folder, given, names, eos_token, content, known)
 
 
 def _gguf_file(path: Path) -> Any:
@@ -210,8 +199,12 @@ def import_alone(
   member = ImportWeights(name=out.name, source=source, tokenizer=tokenizer, eos_token=eos_token)
   out.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=out.parent) as root, atomic(out) as partial:
-    made = stage.run(member, Path(root))
-    (Path(root) / out.name).rename(partial)
+    folder = Path(root) / out.name
+    try:
+      made = stage.run(member, Path(root))
+    except StageError as error:
+      raise StageError(str(error).replace(str(folder), str(out))) from error
+    folder.rename(partial)
   return made
 
 

@@ -29,22 +29,25 @@ class Leaf:
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
-  """Writes nested dicts of plain values, namespaces and `Leaf`s; appears whole or not at all."""
-  root = path.stem
+  """Writes nested dicts of plain values, namespaces and `Leaf`s; appears whole or not at all.
+
+  Equal content gives equal bytes.
+  """
+  entry = lambda name: zipfile.ZipInfo(f'{path.stem}/{name}')  # of no date
   program, leaves = _pickle(content)
   with (
     atomic(path) as partial,
     zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive,
   ):
-    archive.writestr(f'{root}/data.pkl', program)
-    archive.writestr(f'{root}/byteorder', 'little')
+    archive.writestr(entry('data.pkl'), program)
+    archive.writestr(entry('byteorder'), 'little')
     for key, leaf in enumerate(leaves):
       x = np.ascontiguousarray(leaf.read(), leaf.dtype)
       if x.shape != leaf.shape:
         raise ValueError(f'a tensor of shape {x.shape} was announced as {leaf.shape}')
-      with archive.open(f'{root}/data/{key}', 'w', force_zip64=True) as file:
+      with archive.open(entry(f'data/{key}'), 'w', force_zip64=True) as file:
         file.write(x.reshape(-1).view(np.uint8).data)
-    archive.writestr(f'{root}/version', '3\n')
+    archive.writestr(entry('version'), '3\n')
 
 
 def _pickle(content: Mapping[str, Any]) -> tuple[bytes, list[Leaf]]:

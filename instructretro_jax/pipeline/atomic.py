@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
 from pathlib import Path
 import secrets
@@ -19,17 +20,41 @@ def atomic(path: Path) -> Iterator[Path]:
   The name is one that no other process uses. What is written is on the disk before it takes its
   name, so a machine that loses power leaves no empty file. A block that fails leaves nothing; what
   a kill leaves is removed by `remove_partial`. The folder around it is made.
+
+  Raises OSError that names `path`, also for a full disk that a library reports in its own way.
   """
-  partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}{_SUFFIX}')
+  partial = _partial(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   try:
     yield partial
     _to_disk(partial)
     os.replace(partial, path)
-  except BaseException:
+  except BaseException as error:
     _remove(partial)
+    if is_of_full_disk(error):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    if isinstance(error, OSError) and str(error.filename).startswith(str(partial)):
+      raise OSError(error.errno, error.strerror, str(path)) from error
     raise
   _to_disk(path.parent, and_below=False)
+
+
+def is_of_full_disk(error: BaseException) -> bool:
+  """Whether a disk without room is what an error is about, whoever raised it."""
+  return isinstance(error, Exception) and os.strerror(errno.ENOSPC) in str(error)
+
+
+def check_place(path: Path) -> None:
+  """Raises OSError if no file can be written at `path`: before work that is to end with one."""
+  if path.is_dir():
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = _partial(path)
+  try:
+    partial.touch()
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from error
+  partial.unlink()
 
 
 def remove_partial(folder: Path) -> None:
@@ -38,11 +63,16 @@ def remove_partial(folder: Path) -> None:
     _remove(partial)
 
 
+def _partial(path: Path) -> Path:
+  return path.with_name(f'{path.name}.{secrets.token_hex(4)}{_SUFFIX}')
+
+
 def _remove(path: Path) -> None:
   if path.is_dir():
     shutil.rmtree(path, ignore_errors=True)
   else:
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a read-only disk says so even of what is not there
+      path.unlink()
 
 
 def _to_disk(path: Path, and_below: bool = True) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from instructretro_jax.pipeline import caches, manifest
+from instructretro_jax.pipeline.notes import note
 
 _KEY = 'file '  # before a path, among the inputs of a plan
 
@@ -55,7 +56,10 @@ def content_sha256(path: Path) -> str:
   except (OSError, ValueError):
     pass  # not there, or from a version that wrote something else: read the file
   sha256 = manifest.file_sha256(path)
-  manifest.write_text(kept, json.dumps([*about, sha256]))
+  try:
+    manifest.write_text(kept, json.dumps([*about, sha256]))
+  except OSError as error:
+    note(f'{path} is read anew each time: {manifest.in_words(error)}')
   return sha256
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import inspect
-import os
 from pathlib import Path
 import shutil
 from typing import Any, ClassVar
 
 from instructretro_jax.pipeline import manifest, root_lock
-from instructretro_jax.pipeline.atomic import remove_partial
+from instructretro_jax.pipeline.atomic import is_of_full_disk, remove_partial
 from instructretro_jax.pipeline.content import input_hashes
 from instructretro_jax.pipeline.hosts import ONE, Hosts
 
@@ -94,7 +92,7 @@ def _build(stage: Stage, root: Path, folder: Path) -> dict[str, Any]:
   try:
     return stage.build(root, folder)
   except Exception as error:
-    if os.strerror(errno.ENOSPC) not in str(error):
+    if not is_of_full_disk(error):
       raise
     raise manifest.StageError(
       f'the disk of {folder} is full: make room and start again, what is finished is kept'

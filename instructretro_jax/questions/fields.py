@@ -21,8 +21,10 @@ PASSAGE_KEYS = (
   'passages', 'passage', 'ctxs', 'contexts', 'context', 'positive_ctxs', 'sub-paragraphs',
   'sub_paragraph',
 )  # fmt: skip
-ANSWER_KEYS = ('answers', 'answer', 'longform_answer')
+ANSWER_KEYS = ('answers', 'answer', 'longform_answer', 'answerKey')
 OPTION_KEYS = ('options', 'choices', 'multichoice_options')
+_LABEL_KEY = 'label'  # says something only where the answers are a closed set
+_TITLED_KEYS = ('passage', 'context')  # of one text, whose title stands beside it
 _PAIR_KEYS = ('sub-paragraphs', 'sub_paragraph')  # a list of two is title and text
 
 _KINDS = {dict: 'an object', list: 'a list', str: 'a string', bool: 'true or false'}
@@ -85,16 +87,22 @@ def history(row: Row) -> tuple[str, ...]:
   return turns
 
 
-def style(row: Row, default: str) -> str:
-  """The row's own style; else what options or JSON's true and false ask for; else the default."""
+def style(row: Row, default: str, declared: Sequence[str] = ()) -> str:
+  """The row's own style; else what options or JSON's true and false ask for; else the default.
+
+  Args:
+    declared: options of rows that have none.
+  """
   named = optional_text(row, 'style')
   if named is not None and named not in STYLES:
     raise Unusable('unknown_style', f'{named!r} is none of {sorted(STYLES)}')
-  if named is None and options(row):
+  if named is not None:
+    return named
+  if options(row, declared):
     return 'option'
-  if named is None and all(isinstance(answer, bool) for answer in answers(row)):
+  if all(isinstance(answer, bool) for answer in answers(row, _is_closed(default))):
     return 'boolean'
-  return default if named is None else named
+  return default
 
 
 def passages(row: Row) -> tuple[Passage, ...] | None:
@@ -105,7 +113,8 @@ def passages(row: Row) -> tuple[Passage, ...] | None:
     if value is None or value == [] or (key in _PAIR_KEYS and not value):
       continue
     is_pair = key in _PAIR_KEYS and isinstance(value, list) and len(value) == 2
-    found = [_passage(one, key) for one in _listed([value] if is_pair else value)]
+    beside = row.get('title') if key in _TITLED_KEYS and isinstance(value, str) else None
+    found = [_passage(one, key, beside) for one in _listed([value] if is_pair else value)]
     kept = tuple(passage for passage in found if passage.text)
     if not kept:
       raise Unusable('empty', f'{key!r} has nothing but blanks')
@@ -113,29 +122,50 @@ def passages(row: Row) -> tuple[Passage, ...] | None:
   return () if keys else None
 
 
-def options(row: Row) -> tuple[str, ...]:
-  """What a question leaves the choice of; empty if it leaves none."""
+def options(row: Row, declared: Sequence[str] = ()) -> tuple[str, ...]:
+  """What a question leaves the choice of; empty if it leaves none.
+
+  Args:
+    declared: options of rows that have none.
+  """
+  texts, _ = _options(row)
+  return texts or tuple(declared)
+
+
+def _options(row: Row) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The options of a row, and what it calls each of them, if it says so."""
   for key in OPTION_KEYS:
-    value = row.get(key)
+    value, names = row.get(key), None
     if isinstance(value, Mapping) and 'text' in value:  # {"text": [...], "label": [...]}
-      value = value['text']
+      value, names = value['text'], value.get('label')
+    elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+      value, names = [one.get('text') for one in value], [one.get('label') for one in value]
     if value is None or value == []:
       continue
     texts = tuple(as_said(_number_as_text(one), key) for one in _listed(value))
     if not 2 <= len(texts) <= MAX_OPTIONS:
       found = f'{key!r} has {len(texts)}; from 2 to {MAX_OPTIONS} have a letter each'
       raise Unusable('wrong_options', found)
-    return texts
-  return ()
+    labels = tuple(str(name).strip() for name in names) if isinstance(names, list) else ()
+    distinct = {label.casefold() for label in labels}
+    return texts, labels if len(labels) == len(distinct) == len(texts) else ()
+  return (), ()
 
 
-def answers(row: Row) -> tuple[Answer, ...]:
+def answers(row: Row, is_closed: bool = False) -> tuple[Answer, ...]:
   """The answers under the first key that has any, as they stand there; none of them is blank.
 
-  An answer is a string, a number, true or false, or has its text or texts in {"text"}.
+  An answer is a string, a number, true or false, or has its text or texts in {"text"}, or what it
+  is called in {"value", "aliases"}.
+
+  Args:
+    is_closed: the answers are a closed set, so that "label" may say which; true or false does so
+      by itself.
   """
   blank = None
-  for key in ANSWER_KEYS:
+  is_label = is_closed or isinstance(row.get(_LABEL_KEY), bool)
+  keys = (*ANSWER_KEYS, _LABEL_KEY) if is_label else ANSWER_KEYS
+  for key in keys:
     found = _answers(row.get(key), key)
     kept = tuple(one for one in found if not isinstance(one, str) or one.strip())
     if kept:
@@ -143,13 +173,26 @@ def answers(row: Row) -> tuple[Answer, ...]:
     blank = blank or (key if found else None)
   if blank is not None:
     raise Unusable('empty', f'{blank!r} has nothing but blanks')
-  raise Unusable('missing_answer', f'no answer under {", ".join(map(repr, ANSWER_KEYS))}')
+  found = f'no answer under {", ".join(map(repr, keys))}'
+  if _LABEL_KEY in row and not is_label:
+    found += '; what its "label" means is said by options of the set, or by a style with choices'
+  raise Unusable('missing_answer', found)
 
 
-def references_of(row: Row, style: str, first_index: int | None = None) -> tuple[str, ...]:
-  """The answers in the form that the style, or the options of the row, ask for."""
+def references_of(
+  row: Row, style: str, first_index: int | None = None, declared: Sequence[str] = ()
+) -> tuple[str, ...]:
+  """The answers in the form that the style, or the options, ask for.
+
+  Args:
+    first_index: what a whole number calls the first option.
+    declared: options of rows that have none.
+  """
+  _, labels = _options(row)
+  choice = options(row, declared)
+  given = answers(row, bool(choice) or _is_closed(style))
   try:
-    return references(answers(row), style, options(row), first_index)
+    return references(given, style, choice, first_index, labels)
   except ValueError as error:
     raise Unusable('wrong_answer', str(error)) from error
 
@@ -164,13 +207,18 @@ def _listed(value: Any) -> Sequence[Any]:
   return value if isinstance(value, list) else [value]
 
 
-def _passage(value: Any, key: str) -> Passage:
-  title, text = None, value
+def _is_closed(style: str) -> bool:
+  return bool(STYLES[style].choices)
+
+
+def _passage(value: Any, key: str, beside: Any = None) -> Passage:
+  title, text = beside, value
   if isinstance(value, Mapping):
     title, text = value.get('title'), value.get('text')
   elif isinstance(value, list) and len(value) == 2:
     title, text = value
-  title = '' if title is None else as_text(title, f'{key}/title').strip()
+  named = 'title' if beside is not None else f'{key}/title'
+  title = '' if title is None else as_text(title, named).strip()
   return Passage(as_text(text, key).strip(), title)
 
 
@@ -178,9 +226,13 @@ def _answers(value: Any, key: str) -> list[Answer]:
   found = []
   for one in _listed(value):
     if isinstance(one, Mapping):
-      if 'text' not in one:
-        raise Unusable('wrong_type', f'{key!r} has an object without "text"')
-      found += _listed(one['text'])
+      if 'text' not in one and 'value' not in one:
+        raise Unusable('wrong_type', f'{key!r} has an object without "text" or "value"')
+      if 'text' in one:
+        found += _listed(one['text'])
+      else:
+        aliases = one.get('aliases')
+        found += [one['value'], *([] if aliases is None else _listed(aliases))]
     elif one is not None:
       found.append(one)
   return [one if isinstance(one, (bool, int, float)) else as_text(one, key) for one in found]

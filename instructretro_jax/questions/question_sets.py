@@ -13,6 +13,7 @@ from instructretro_jax.questions import fields, rows
 from instructretro_jax.questions.fields import Row, Unusable
 from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.questions import Question
+from instructretro_jax.questions.references import check_options
 from instructretro_jax.questions.styles import check_style
 from instructretro_jax.text import packages
 from instructretro_jax.text.documents import Problems
@@ -87,8 +88,9 @@ class JsonLinesQuestions:
   """The user's own: rows {"question", "passages" or "passage", "answers" or "answer"}.
 
   A passage is a string or {"title", "text"}; an empty list of passages makes an open question. A
-  row may also have "history" (turns before, the user's first), "options", "system" and "style".
-  Other names of passages and options are in questions/fields.py.
+  row may also have "history" (turns before, the user's first), "options", "system" and "style", and
+  beside "passage" its "title". Other names of passages, answers and options are in
+  questions/fields.py.
 
   Answers become what the style, or the options, ask for (questions/references.py): a letter for
   options, 'yes' or 'no' where the answer is true or false.
@@ -98,9 +100,11 @@ class JsonLinesQuestions:
   task: str = 'own'
   style: str = 'span'  # where a row names none, and has no options
   first_index: int | None = None  # of options, where answers are whole numbers
+  options: tuple[str, ...] = ()  # of rows that have none, as where a "label" counts classes
 
   def __post_init__(self):
     check_style(self.task, self.style)
+    check_options(self.task, self.options)
 
   def input_files(self) -> tuple[Path, ...]:
     """The files that the pattern matches."""
@@ -116,17 +120,17 @@ class JsonLinesQuestions:
     if passages is None:
       found = "no 'passage', and no list 'passages', which is empty for an open question"
       raise Unusable('missing_passage', found)
-    style = fields.style(row, self.style)
+    style = fields.style(row, self.style, self.options)
     return Question(
       f'{self.task}:{row_id}',
       question,
       passages,
-      fields.references_of(row, style, self.first_index),
+      fields.references_of(row, style, self.first_index, self.options),
       self.task,
       style,
       history=fields.history(row),
       system=fields.optional_text(row, 'system'),
-      options=fields.options(row),
+      options=fields.options(row, self.options),
     )
 
 

@@ -31,6 +31,14 @@ def letters_of(options: Sequence[str]) -> tuple[str, ...]:
   return tuple(chr(ord('A') + n) for n in range(len(options)))
 
 
+def check_options(whose: str, options: Sequence[str]) -> None:
+  """Raises ValueError for what a set declares, if that is no choice."""
+  if options and not (2 <= len(options) <= MAX_OPTIONS and all(map(str.strip, options))):
+    raise ValueError(
+      f'{whose}: options={options!r} are from 2 to {MAX_OPTIONS} texts, or () for none'
+    )
+
+
 def choices_of(style: str, options: Sequence[str]) -> tuple[str, ...]:
   """What the answers of a question are taken from; empty where they are free."""
   return letters_of(options) if options else STYLES[style].choices
@@ -41,6 +49,7 @@ def references(
   style: str,
   options: Sequence[str] = (),
   first_index: int | None = None,
+  labels: Sequence[str] = (),
 ) -> tuple[str, ...]:
   """The answers as the question asks for them, each once.
 
@@ -48,11 +57,12 @@ def references(
 
   Args:
     first_index: what a whole number calls the first option; None: a number is an option's text.
+    labels: what the options are called, if not by their letters.
 
   Raises ValueError if none is a choice, or one may mean two options.
   """
   if options:
-    found = [_letters(answer, options, first_index) for answer in answers]
+    found = [_letters(answer, options, first_index, labels) for answer in answers]
     wanted = f'none of the {len(options)} options, by text or letter'
     if first_index is None and any(_is_whole_number(answer) for answer in answers):
       wanted += '; if it counts options, set first_index to what the first one is called'
@@ -77,7 +87,9 @@ def as_text(answer: Answer) -> str:
   return str(answer).lower()
 
 
-def _letters(answer: Answer, options: Sequence[str], first_index: int | None) -> tuple[str, ...]:
+def _letters(
+  answer: Answer, options: Sequence[str], first_index: int | None, labels: Sequence[str]
+) -> tuple[str, ...]:
   """The letters that an answer means: several if options are equal."""
   letters = letters_of(options)
   if first_index is not None and _is_whole_number(answer):
@@ -86,14 +98,16 @@ def _letters(answer: Answer, options: Sequence[str], first_index: int | None) ->
   text, texts = _folded(as_text(answer)), [_folded(option) for option in options]
   by_text = tuple(letter for letter, option in zip(letters, texts) if option == text)
   by_letter = ()
-  if (match := _LETTER.fullmatch(text)) and (letter := match[1].upper()) in letters:
+  if text in (names := [_folded(label) for label in labels]):
+    by_letter = (letters[names.index(text)],)
+  elif (match := _LETTER.fullmatch(text)) and (letter := match[1].upper()) in letters:
     by_letter = (letter,)
   elif (match := _LETTER_AND_TEXT.fullmatch(text)) and (letter := match[1].upper()) in letters:
     by_letter = (letter,) if texts[letters.index(letter)] == match[2] else ()
   if by_text and by_letter and by_text != by_letter:
     raise ValueError(
-      f'the answer {answer!r} is the letter of one option and the text of another: write the '
-      'options so that they can be told apart'
+      f'the answer {answer!r} is the letter or label of one option and the text of another: '
+      'write the options so that they can be told apart'
     )
   return by_text or by_letter
 

@@ -78,7 +78,7 @@ def _squad_rows(row: Row) -> Iterator[Row]:
   for article in _objects(row.get('data', [row])):
     for paragraph in _objects(article.get('paragraphs')):
       for asked in _objects(paragraph.get('qas')):
-        yield {**asked, 'context': paragraph.get('context')}
+        yield {**asked, 'title': article.get('title'), 'context': paragraph.get('context')}
 
 
 def _objects(value: Any) -> Iterator[Mapping[str, Any]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import foreign, manifest
 from instructretro_jax.report.categories import CATEGORIES, KINDS, RUNS
 from instructretro_jax.report.tables import (
   Cell,
@@ -27,17 +28,17 @@ def compare(
   """Perplexities of several runs, JSON-like: each value, mean, standard deviation over runs.
 
   `gains` holds, for each arm with neighbours, the per cent by which it lies below `baseline` of the
-  same run. Raises StageError if a run is not evaluated, was evaluated in another way than the
-  first, or lacks a row that the first has.
+  same run. Raises StageError if a run is not evaluated, differs from the first in more than seeds
+  (of the evaluation, or of a stage that it goes back to), or lacks a row that the first has.
   """
   values: dict[Key, list[float]] = {}
-  arguments = []
+  names = _distinct_names(roots)
+  first = _settings(roots[0], stage)
   for root in roots:
-    arguments.append(manifest.read_manifest(root / stage).plan.arguments)
-    if arguments[-1] != arguments[0]:
+    if wrong := _differences(first, _settings(root, stage)):
       raise manifest.StageError(
-        f'{root} was evaluated with {json.dumps(arguments[-1])}, {roots[0]} with '
-        f'{json.dumps(arguments[0])}: compare runs of one experiment'
+        f'{root} was made in another way than {roots[0]}: {wrong}; compare runs of one experiment, '
+        'which differ in their seeds alone'
       )
     for row in json.loads((root / stage / 'results.json').read_text()):
       values.setdefault((row['arm'], row['neighbours'], row['category']), []).append(
@@ -45,15 +46,58 @@ def compare(
       )
   if short := [key for key, found in values.items() if len(found) != len(roots)]:
     raise manifest.StageError(f'not every run of {[str(r) for r in roots]} has the rows {short}')
-  names = ('arm', 'neighbours', 'category')
-  rows = [{**dict(zip(names, key)), **_summary(found)} for key, found in values.items()]
+  parts = ('arm', 'neighbours', 'category')
+  rows = [{**dict(zip(parts, key)), **_summary(found)} for key, found in values.items()]
   gains = []
   for (arm, kind, category), found in values.items():
     plain = values.get((baseline, 'off', category))
     if kind == 'own' and plain is not None:
       gain = 100 * (1 - np.array(found) / np.array(plain))
       gains.append({'arm': arm, 'category': category, **_summary(gain.tolist())})
-  return {'runs': [root.name for root in roots], 'perplexity': rows, 'gains': gains}
+  return {'runs': names, 'perplexity': rows, 'gains': gains}
+
+
+def _distinct_names(roots: Sequence[Path]) -> list[str]:
+  """The paths below the last folder that all runs are in. Raises StageError for one given twice."""
+  whole = [Path(os.path.abspath(root)) for root in roots]
+  if twice := [str(root) for n, root in enumerate(roots) if whole[n] in whole[:n]]:
+    raise manifest.StageError(f'{twice[0]} is given twice: the spread of runs would be too small')
+  common = os.path.commonpath([root.parent for root in whole])
+  return [root.relative_to(common).as_posix() for root in whole]
+
+
+def _settings(root: Path, stage: str) -> dict[str, Any]:
+  """The arguments of a stage, and of all that it goes back to, by 'stage.argument'; no seeds."""
+  found: dict[str, Any] = {}
+  waiting, seen = [stage], set()
+  while waiting:
+    name = waiting.pop()
+    if name in seen or not manifest.is_finished(root / name) and name != stage:
+      continue
+    seen.add(name)
+    plan = manifest.read_manifest(root / name).plan
+    found |= _flat(name, plan.arguments)
+    waiting += plan.inputs
+  return found
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+  if isinstance(value, Mapping):
+    return {k: v for key, one in value.items() for k, v in _flat(f'{name}.{key}', one).items()}
+  return {} if name.endswith(('.seed', '_seed')) else {name: value}
+
+
+def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+  """In words, of the stages that both runs still have, the first few."""
+  stage_of = lambda name: name.partition('.')[0]
+  both = {stage_of(name) for name in first} & {stage_of(name) for name in other}
+  say = lambda found, name: json.dumps(found[name])[:60] if name in found else 'not set'
+  wrong = [
+    f'{name} is {say(other, name)}, not {say(first, name)}'
+    for name in sorted(first.keys() | other.keys())
+    if stage_of(name) in both and first.get(name) != other.get(name)
+  ]
+  return foreign.shorten(wrong, 3)
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:

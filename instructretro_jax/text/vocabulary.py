@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import hashlib
 import io
@@ -15,8 +15,14 @@ import sentencepiece
 
 from instructretro_jax.pipeline import foreign, manifest
 from instructretro_jax.pipeline.stage import Stage
-from instructretro_jax.text import corpus
+from instructretro_jax.text import (
+  corpus,
+  hugging_face_vocabulary,
+  model_names,
+  sentencepiece_vocabulary,
+)
 from instructretro_jax.text.hugging_face_vocabulary import HuggingFaceVocabulary
+from instructretro_jax.text.model_names import Names
 from instructretro_jax.text.sentencepiece_vocabulary import SentencePieceVocabulary
 from instructretro_jax.text.tokens import Vocabulary
 
@@ -79,42 +85,66 @@ class TrainVocabulary(Stage):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GivenVocabulary(Stage):
-  """Takes a SentencePiece model (`*.model`) or a Hugging Face `tokenizer.json`."""
+  """Takes a SentencePiece model (`*.model`) or a Hugging Face `tokenizer.json`.
+
+  What stands beside it (`tokenizer_config.json` and the like) says which tokens begin and end a
+  text, and how a model is asked.
+  """
 
   name: str = 'vocabulary'
   path: str
 
   def input_files(self) -> tuple[Path, ...]:
-    """The file."""
-    return (Path(self.path).expanduser(),)
+    """The file, and those beside it that say what its tokens are for."""
+    source = Path(self.path).expanduser()
+    return (source, *model_names.files(source.parent))
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     """Copies the file, and opens it once."""
     source = Path(self.path).expanduser()
     if not source.is_file():
       raise manifest.StageError(f'no vocabulary file at {source}')
-    target = HUGGING_FACE_FILE if source.suffix == '.json' else SENTENCEPIECE_FILE
-    vocab = write(folder, target, source.read_bytes(), Names(), source)
-    return {'vocab_size': vocab.vocab_size}
+    names = model_names.read(source.parent, spellings(source).get)
+    return {'vocab_size': take(folder, source, names).vocab_size}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Names:
-  """What the files of a model say of the tokens of its vocabulary.
+def spellings(path: Path) -> dict[int, str]:
+  """The tokens of a `tokenizer.json` or a SentencePiece `.model` by id.
 
-  Attributes:
-    eos_token: ends a document; None: what the vocabulary itself says.
-    end_tokens: end an answer, besides that.
-    start_token: begins a text, '' if none does; None: what the vocabulary itself says.
-    bos_token: what its chat template calls the start of a text.
-    chat_template: how the model is asked, in the language of jinja2.
+  Raises StageError if there is no such file, or it is none.
   """
+  reader = hugging_face_vocabulary if path.suffix == '.json' else sentencepiece_vocabulary
+  return reader.spellings(path)
 
-  eos_token: str | None = None
-  end_tokens: tuple[str, ...] = ()
-  start_token: str | None = None
-  bos_token: str | None = None
-  chat_template: str | None = None
+
+def take(
+  folder: Path,
+  source: Path,
+  names: Names,
+  eos_token: str | None = None,
+  content: bytes | None = None,
+  known: Mapping[int, str] | None = None,
+) -> Vocabulary:
+  """Writes the vocabulary of a file, with those of the names that it has; opens it.
+
+  Args:
+    eos_token: ends a document, in place of the one named.
+    content, known: a tokenizer.json and its tokens, if the source itself is something else.
+
+  Raises StageError that names the source if that is no vocabulary, or lacks the end token.
+  """
+  known = spellings(source) if known is None else known
+  has = set(known.values())
+  if eos_token is not None and eos_token not in has:
+    raise manifest.StageError(
+      f'{source} has no token {eos_token!r}: give another eos_token (--eos_token)'
+    )
+  ends = dict.fromkeys(t for t in (eos_token, names.eos_token, *names.end_tokens) if t in has)
+  first, *others = ends or [None]
+  names = dataclasses.replace(names, eos_token=first, end_tokens=tuple(others))
+  is_json = content is not None or source.suffix == '.json'
+  file = HUGGING_FACE_FILE if is_json else SENTENCEPIECE_FILE
+  return write(folder, file, source.read_bytes() if content is None else content, names, source)
 
 
 def write(folder: Path, file: str, content: bytes, names: Names, source: Path) -> Vocabulary:

@@ -123,19 +123,43 @@ def test_blank_passages_and_answers_are_left_out_and_the_question_stays(write_ro
 SQUAD = {'title': 'T', 'context': 'Built by Ann.', 'question': 'Who built it?', 'id': '5a'}
 NESTED = SQUAD | {'answers': [{'text': 'Ann', 'answer_start': 9}]}
 SPAN = {'text': ['Ann'], 'answer_start': [9]}
+TITLED = 'title: T, source: Built by Ann.'
+ARC = {'id': 'x', 'question': 'q?', 'answerKey': '2',
+       'choices': {'text': ['ice', 'air'], 'label': ['1', '2']}}  # fmt: skip
+GLUE = {'question': 'is it', 'passage': 'P.', 'idx': 0}
 DIALOGUE = [('Hi', 'Hello.'), ('Who?', 'Ann.')]
 
 
 @pytest.mark.parametrize(
   'one, row, expected',
   [
-    (QaFiles, SQUAD | {'answers': SPAN}, (('Built by Ann.',), ('Ann',), 'span')),
-    (JsonLinesQuestions, SQUAD | {'answers': SPAN}, (('Built by Ann.',), ('Ann',), 'span')),
+    (QaFiles, SQUAD | {'answers': SPAN}, ((TITLED,), ('Ann',), 'span')),
+    (JsonLinesQuestions, SQUAD | {'answers': SPAN}, ((TITLED,), ('Ann',), 'span')),
+    (QaFiles, SQUAD | {'answers': SPAN, 'title': None}, (('Built by Ann.',), ('Ann',), 'span')),
     (
       QaFiles,
-      {'data': [{'paragraphs': [{'context': 'P.', 'qas': [NESTED]}]}]},
-      (('P.',), ('Ann',), 'span'),
+      {'data': [{'title': 'N', 'paragraphs': [{'context': 'P.', 'qas': [NESTED]}]}]},
+      (('title: N, source: P.',), ('Ann',), 'span'),
     ),
+    (
+      QaFiles,
+      SQUAD | {'context': ['P.', 'Q.'], 'answers': SPAN},  # whose title would it be?
+      (('P.', 'Q.'), ('Ann',), 'span'),
+    ),
+    (QaFiles, ARC, ((), ('B',), 'option')),
+    (QaFiles, ARC | {'answerKey': 2}, ((), ('B',), 'option')),
+    (
+      QaFiles,
+      ARC | {'choices': [{'label': 'B', 'text': 'ice'}, {'label': 'A', 'text': 'air'}],
+             'answerKey': 'A'},
+      ((), ('B',), 'option'),
+    ),
+    (
+      QaFiles,
+      {'question': 'q?', 'answer': {'value': 'Ann', 'aliases': ['Anne', 'Ann'], 'type': 'X'}},
+      ((), ('Ann', 'Anne'), 'span'),
+    ),
+    (JsonLinesQuestions, GLUE | {'label': True}, (('P.',), ('yes',), 'boolean')),
     (
       QaFiles,
       {'question': 'q?', 'answers': ['x', ''], 'positive_ctxs': [{'title': 'T', 'text': 'P.'}],
@@ -151,13 +175,46 @@ DIALOGUE = [('Hi', 'Hello.'), ('Who?', 'Ann.')]
     (
       JsonLinesQuestions,
       {'question': 'is it', 'title': 'T', 'answer': True, 'passage': 'P.'},
-      (('P.',), ('yes',), 'boolean'),
+      (('title: T, source: P.',), ('yes',), 'boolean'),
     ),
   ],
 )  # fmt: skip
 def test_question_files(write_rows, one, row, expected):
   (found,), problems = read(one(write_rows([row]), 'qa'))
   assert (found.shown_passages, found.answers, found.style) == expected and not problems['counts']
+
+
+def test_a_label_says_something_where_the_set_declares_what(write_rows):
+  path = write_rows([GLUE | {'label': 0}, GLUE | {'label': 1}, GLUE | {'label': -1}])
+  for one in (JsonLinesQuestions, QaFiles):
+    found, problems = read(one(path, 'glue', style='boolean'))
+    assert [q.answers for q in found] == [('no',), ('yes',)]
+    assert problems['counts'] == {'wrong_answer': 1}
+    options = ('entailment', 'not entailment')
+    found, problems = read(one(path, 'glue', options=options, first_index=0))
+    assert [q.answers for q in found] == [('A',), ('B',)]
+    assert {(q.style, q.options) for q in found} == {('option', options)}
+    assert problems['counts'] == {'wrong_answer': 1}
+    with pytest.raises(StageError, match='what its "label" means is said by options of the set'):
+      read(one(path, 'glue'))
+    with pytest.raises(ValueError, match="glue: options=.'one',. are from 2 to 26 texts"):
+      one(path, 'glue', options=('one',))
+
+
+@pytest.mark.parametrize(
+  'field, kind',
+  [
+    ({'choices': {'text': ['2', '1'], 'label': ['1', '2']}}, 'wrong_answer'),  # which of the two?
+    ({'answerKey': '3'}, 'wrong_answer'),
+    ({'choices': [{'label': '1'}, {'label': '2'}]}, 'wrong_type'),
+    ({'answerKey': {'aliases': []}}, 'wrong_type'),
+    ({'context': 'P.', 'title': 3}, 'wrong_type'),
+    ({'context': 'P.', 'title': '\ud83d'}, 'broken_utf8'),
+  ],
+)
+def test_labels_and_titles_that_cannot_be_used(write_rows, field, kind):
+  (_,), problems = read(QaFiles(write_rows([ARC, ARC | field]), 'arc'))
+  assert problems['counts'] == {kind: 1}
 
 
 @pytest.mark.parametrize(
@@ -270,6 +327,12 @@ THEIRS = {
   'sub_paragraph': 'p',
   'qa_type': 'multi_choice_qa',
   'multichoice_options': ['x', 'y'],
+  'choices': {'text': ['x', 'y'], 'label': ['1', '2']},
+  'answerKey': '1',
+  'answer': {'value': 'x', 'aliases': ['X']},
+  'label': 1,
+  'title': 'T',
+  'context': 'p',
 }
 ROWS = (
   (JsonLinesQuestions('x'), QUESTION | MORE),

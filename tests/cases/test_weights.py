@@ -12,10 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 from instructretro_jax import main
 from instructretro_jax.interop import gguf, huggingface, megatron
-from instructretro_jax.interop.stages import import_alone
+from instructretro_jax.interop.stages import ImportVocabulary, import_alone
 from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.text import vocabulary
 from tests.interop.test_gguf import write_gguf
 from tests.interop.test_huggingface import GOLDEN, flat
+from tests.text.tokenizer_forms import sentencepiece_model
 
 LLAMA = GOLDEN / 'llama'
 POINTER = f'version https://git-lfs.github.com/spec/v1\noid sha256:{"0" * 64}\nsize 12345\n'
@@ -244,6 +246,22 @@ def test_a_pointer_in_a_megatron_checkpoint_is_named(tmp_path):
   (inner / 'mp_rank_00' / 'model_optim_rng.pt').write_text(POINTER)
   with pytest.raises(StageError, match='git lfs pull'):
     megatron.load_lazy(inner.parent)
+
+
+def test_a_folder_with_a_sentencepiece_model_alone_is_imported_with_it(folder):
+  (folder / 'tokenizer.json').unlink()
+  model = sentencepiece_model(
+    vocab_size=250, byte_fallback=False, bos_id=3, character_coverage=0.98
+  )
+  (folder / 'tokenizer.model').write_bytes(model)
+  (folder / 'tokenizer_config.json').write_text('{"add_bos_token": true, "bos_token": "<s>"}')
+  out = folder.parent / 'out'
+  arguments = ['import', f'--source={folder}', f'--out={out}']
+  result = CliRunner().invoke(main.main, arguments, catch_exceptions=False)
+  assert result.exit_code == 0
+  assert (out / 'sentencepiece.model').read_bytes() == model
+  assert vocabulary.load(out).start_ids == (3,)
+  assert folder / 'tokenizer.model' in ImportVocabulary(source=str(folder)).input_files()
 
 
 def test_out_may_be_an_empty_folder_and_begin_with_a_tilde(tmp_path, monkeypatch):

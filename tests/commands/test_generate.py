@@ -124,6 +124,16 @@ def test_the_format_is_that_of_training(run_with_arm):
   assert format_of(vocabulary.load(run_with_arm / 'vocabulary')) is PLAIN
 
 
+def test_a_gate_without_an_index_is_said_to_stay_closed(run_with_arm):
+  arm = [f'--checkpoint={run_with_arm / "retro_fit"}', '--text=ape bee cat']
+  said = 'the gate stays closed: without --index there are no neighbours to read'
+  opened = CliRunner().invoke(main.main, ['score', *arm, '--gate=1', '--json'])
+  assert opened.exit_code == 0 and opened.stderr.splitlines() == [said]
+  plain = CliRunner().invoke(main.main, ['score', *arm, '--json'])
+  closed = CliRunner().invoke(main.main, ['score', *arm, '--json', '--gate=0'])
+  assert plain.stderr == closed.stderr == '' and plain.stdout == closed.stdout == opened.stdout
+
+
 def test_scores_are_those_of_the_full_forward(run_with_arm):
   arm = run_with_arm / 'retro_fit'
   text = 'ape bee cat dog eel fox gnu hen ibis é jay kite '

@@ -1,6 +1,7 @@
 """Runs side by side."""
 
 import json
+from pathlib import Path
 
 from click.testing import CliRunner
 import pytest
@@ -43,11 +44,44 @@ def test_mean_spread_and_gain_of_each_run(roots):
 
 def test_runs_that_do_not_compare_are_named(roots, tmp_path):
   other = write_run(tmp_path / 'other', synthetic.perplexity_rows(), arms=('gpt',))
-  with pytest.raises(manifest.StageError, match='other was evaluated with'):
+  with pytest.raises(manifest.StageError, match='perplexity.arms is ..gpt.., not ..gpt_fit'):
     compare.compare([*roots, other])
   short = write_run(tmp_path / 'short', synthetic.perplexity_rows()[1:])
   with pytest.raises(manifest.StageError, match='has the rows'):
     compare.compare([*roots, short])
+
+
+def write_arm(root, **arguments):
+  plan = manifest.Plan('Train', {'num_steps': 9, 'optimizer': {'peak': 0.1}} | arguments, {})
+  (root / 'gpt_fit').mkdir()
+  manifest.commit(root / 'gpt_fit', plan, {}, frozenset())
+  evaluated = manifest.read_manifest(root / 'perplexity')
+  inputs = {'gpt_fit': manifest.read_manifest(root / 'gpt_fit').fingerprint, 'file /a.json': 'f'}
+  plan = manifest.Plan('Perplexity', evaluated.plan.arguments | {'seed': 3}, inputs)
+  manifest.commit(root / 'perplexity', plan, {}, frozenset())
+
+
+def test_runs_that_were_trained_in_another_way_do_not_compare(roots):
+  write_arm(roots[0], seed=0, data_seed=0)
+  write_arm(roots[1], seed=1, data_seed=1)
+  assert compare.compare(roots)['runs'] == ['0', '1', '2']  # the third has the figures alone
+  write_arm(roots[2], seed=2, data_seed=2, optimizer={'peak': 0.2}, num_steps=8)
+  with pytest.raises(manifest.StageError) as caught:
+    compare.compare(roots)
+  assert str(caught.value) == (
+    f'{roots[2]} was made in another way than {roots[0]}: gpt_fit.num_steps is 8, not 9; '
+    'gpt_fit.optimizer.peak is 0.2, not 0.1; compare runs of one experiment, which differ in their '
+    'seeds alone'
+  )
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path, monkeypatch):
+  both = [write_run(tmp_path / n / 'long', synthetic.perplexity_rows()) for n in 'ab']
+  assert compare.compare(both)['runs'] == ['a/long', 'b/long']
+  monkeypatch.chdir(both[0])
+  assert compare.compare(['.' / both[0], *both[1:]])['runs'] == ['a/long', 'b/long']
+  with pytest.raises(manifest.StageError, match='is given twice'):
+    compare.compare([Path(), *both])
 
 
 def test_command_prints_tables_and_writes_numbers(roots, tmp_path):

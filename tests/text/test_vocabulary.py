@@ -1,5 +1,6 @@
 """Tokens and texts of the published forms of tokenizers: bytes, round trips, control tokens."""
 
+import json
 import unicodedata
 
 from hypothesis import given, settings
@@ -209,6 +210,25 @@ def test_a_given_file_that_is_no_vocabulary_is_named(tmp_path):
     (tmp_path / name).write_text('{"a": 1')
     with pytest.raises(StageError, match=f'{name} is no '):
       GivenVocabulary(path=str(tmp_path / name)).build(tmp_path, tmp_path / 'vocabulary')
+
+
+@pytest.mark.parametrize('form', ['llama3', 'sentencepiece_llama2'])
+def test_a_given_file_is_read_with_what_stands_beside_it(tmp_path, form):
+  made = forms.made_of(form)
+  is_json = isinstance(made, dict)
+  path = tmp_path / ('tokenizer.json' if is_json else 'tokenizer.model')
+  path.write_bytes(json.dumps(made).encode() if is_json else made)
+  end, start = ('<|eot_id|>', '<|begin_of_text|>') if is_json else ('</s>', '<s>')
+  beside = tmp_path / 'tokenizer_config.json'
+  settings = {'eos_token': end, 'bos_token': start, 'add_bos_token': True, 'chat_template': 'T'}
+  given = GivenVocabulary(path=str(path))
+  assert given.input_files() == (path,)
+  beside.write_text(json.dumps(settings))
+  assert given.input_files() == (path, beside)
+  given.build(tmp_path, tmp_path / 'vocabulary')
+  vocab = vocabulary.load(tmp_path / 'vocabulary')
+  assert vocab.spelling(vocab.eos_id) == end and vocab.chat_template == 'T'
+  assert list(map(vocab.spelling, vocab.start_ids)) == [start] == [vocab.bos_token]
 
 
 def test_spaces_go_to_the_word_behind_them():

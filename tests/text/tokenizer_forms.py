@@ -106,10 +106,11 @@ def sentencepiece_model(**settings):
   model = io.BytesIO()
   settings = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1} | settings
   sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter('\n'.join(TEXTS).splitlines()), model_writer=model, vocab_size=400,
-    model_type='bpe', byte_fallback=True, split_digits=True, remove_extra_whitespaces=False,
+    sentence_iterator=iter('\n'.join(TEXTS).splitlines()), model_writer=model,
+    model_type='bpe', split_digits=True, remove_extra_whitespaces=False,
     hard_vocab_limit=False, minloglevel=2,
-    **{'add_dummy_prefix': False, 'normalization_rule_name': 'identity', **settings},
+    **{'vocab_size': 400, 'byte_fallback': True, 'add_dummy_prefix': False,
+       'normalization_rule_name': 'identity', **settings},
   )  # fmt: skip
   return model.getvalue()
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from instructretro_jax.interop import model_names
 from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.text import model_names
 
 SPELLING = dict(enumerate(['<|begin|>', '<|end|>', '<|turn|>', 'x'])).get
 

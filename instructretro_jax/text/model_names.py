@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from instructretro_jax.pipeline import foreign
-from instructretro_jax.text.vocabulary import Names
 
-_TOKENIZER, _SPECIAL = 'tokenizer_config.json', 'special_tokens_map.json'
-_MODEL, _GENERATION = 'config.json', 'generation_config.json'
+# the tokenizer's own, then the model's
+_FILES = (
+  'tokenizer_config.json', 'special_tokens_map.json', 'config.json', 'generation_config.json'
+)  # fmt: skip
 _TEMPLATES = ('chat_template.jinja', 'chat_template.json')
 # classes of transformers that begin a text with their start token unless told otherwise
 _STARTING = ('Llama', 'CodeLlama', 'Gemma')
 
 Spelling = Callable[[int], str | None]  # of a token by its id
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Names:
+  """What the files of a model say of the tokens of its vocabulary.
+
+  Attributes:
+    eos_token: ends a document; None: what the vocabulary itself says.
+    end_tokens: end an answer, besides that.
+    start_token: begins a text, '' if none does; None: what the vocabulary itself says.
+    bos_token: what its chat template calls the start of a text.
+    chat_template: how the model is asked, in the language of jinja2.
+  """
+
+  eos_token: str | None = None
+  end_tokens: tuple[str, ...] = ()
+  start_token: str | None = None
+  bos_token: str | None = None
+  chat_template: str | None = None
+
+
+def files(folder: Path) -> tuple[Path, ...]:
+  """The files of a folder that `read` reads."""
+  return tuple(path for name in (*_FILES, *_TEMPLATES) if (path := folder / name).is_file())
 
 
 def read(folder: Path, spelling: Spelling) -> Names:
@@ -25,9 +51,8 @@ def read(folder: Path, spelling: Spelling) -> Names:
 
   Raises StageError for a file that cannot be read.
   """
-  files = (_TOKENIZER, _SPECIAL, _MODEL, _GENERATION)
   contents = [
-    foreign.read_json(folder / name) if (folder / name).exists() else {} for name in files
+    foreign.read_json(folder / name) if (folder / name).exists() else {} for name in _FILES
   ]
   ends: list[str] = []
   for content in contents:
