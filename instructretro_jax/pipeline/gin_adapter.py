@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 import re
+import tokenize
 from typing import TextIO, TypeVar
 
 import gin
@@ -70,8 +71,12 @@ def configure(
     TypeError,
     AttributeError,
     ImportError,
+    NameError,
+    LookupError,
+    tokenize.TokenError,
   ) as error:
-    raise manifest.StageError(f'configuring {name} from {list(files)}: {error}') from error
+    said = ' '.join(str(error).split())
+    raise manifest.StageError(f'configuring {name} from {list(files)}: {said}') from error
 
 
 def _parse(files: Sequence[str], bindings: Sequence[str]) -> None:
@@ -93,7 +98,7 @@ def _override(binding: str) -> None:
   """Applies 'NAME = VALUE'. Raises StageError for text without the quotes of gin."""
   try:
     gin.parse_config(binding)
-  except (SyntaxError, ValueError) as error:
+  except (SyntaxError, ValueError, NameError, tokenize.TokenError) as error:
     name, _, value = binding.partition(' = ')
     raise manifest.StageError(
       f'{value!r} is no value of gin ({str(error).splitlines()[0]}); if {name} is text, write '
