@@ -10,7 +10,10 @@ import pytest
 from instructretro_jax import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'experiments').rglob('*.md'))]
+FOLDERS = ('experiments', 'docs')
+PAGES = [
+  ROOT / 'README.md', *(p for name in FOLDERS for p in sorted((ROOT / name).rglob('*.md')))
+]  # fmt: skip
 COMMANDS = sorted(
   {
     command.strip()

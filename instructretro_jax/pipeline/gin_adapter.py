@@ -71,10 +71,12 @@ def configure(
     TypeError,
     AttributeError,
     ImportError,
+    NameError,
+    LookupError,
     tokenize.TokenError,
   ) as error:
-    found = ' '.join(str(error).split())  # gin quotes the place in lines of their own
-    raise manifest.StageError(f'configuring {name} from {list(files)}: {found}') from error
+    said = ' '.join(str(error).split())
+    raise manifest.StageError(f'configuring {name} from {list(files)}: {said}') from error
 
 
 def _parse(files: Sequence[str], bindings: Sequence[str]) -> None:
@@ -96,7 +98,7 @@ def _override(binding: str) -> None:
   """Applies 'NAME = VALUE'. Raises StageError for text without the quotes of gin."""
   try:
     gin.parse_config(binding)
-  except (SyntaxError, ValueError, tokenize.TokenError) as error:
+  except (SyntaxError, ValueError, NameError, tokenize.TokenError) as error:
     if isinstance(error, ValueError) and 'malformed' not in str(error):
       raise
     name, _, value = binding.partition(' = ')

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import json
 from pathlib import Path
+import reprlib
 from typing import IO, Any
 
 from instructretro_jax.text.documents import Problems
@@ -37,7 +38,7 @@ def json_rows(pattern: Pattern, problems: Problems) -> Iterator[tuple[str, str, 
           if isinstance(row, dict):
             yield f'{name}:{number}', place, row
           else:
-            found = f'a JSON object was expected, not {json.dumps(row)[:40]!r}'
+            found = f'a JSON object was expected, not {reprlib.repr(row)}'
             problems.report('wrong_type', place, found)
     except BROKEN as error:
       report_broken(path, error, problems)

@@ -183,7 +183,7 @@ def test_a_file_that_may_not_be_read_is_one_problem(tmp_path, source, monkeypatc
 
   monkeypatch.setattr(type(path), 'open', refuse)  # rights do not stop every user
   monkeypatch.setattr(pq, 'ParquetFile', refuse)
-  monkeypatch.setattr(pa, 'memory_map', refuse)
+  monkeypatch.setattr(pa, 'OSFile', refuse)
   documents, problems = read(source(str(tmp_path / '*')))
   assert not documents and problems['counts'] == {'unreadable_file': 1}
   assert 'Permission denied' in problems['examples'][0]
