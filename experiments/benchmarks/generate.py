@@ -47,10 +47,11 @@ def open_endless(checkpoint: Path):
 
   sampler = load_sampler(checkpoint, with_encoder=False)
 
-  class Endless:
-    eos_id, pad_id, decode = -1, sampler.vocab.pad_id, sampler.vocab.decode
+  class Endless(type(sampler.vocab)):
+    eos_id, end_ids = -1, (-1,)
 
-  return type(sampler)(sampler.config, sampler.params, Endless())
+  sampler.vocab.__class__ = Endless
+  return type(sampler)(sampler.model, sampler.params, sampler.vocab)
 
 
 def serve_ours(asked: dict) -> None:
