@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from instructretro_jax.array_types import Params
-from instructretro_jax.model.config import RetroConfig, decoder_differences
+from instructretro_jax.model.config import RetroConfig, decoder_differences, retrieval_differences
 from instructretro_jax.model.cross_attention_init import (
   CrossAttentionInit,
   fit_from_gpt,
@@ -34,6 +34,7 @@ class Initializer:
   Attributes:
     cross_attention: how a new cross-attention is set; None: its gate is closed and it stays drawn.
     vocabulary: fingerprint of the vocabulary of this arm.
+    keeps_retrieval: the retrieval part is to be that of what is given.
   """
 
   model: RetroConfig
@@ -41,6 +42,7 @@ class Initializer:
   seed: int
   cross_attention: CrossAttentionInit | None
   vocabulary: str
+  keeps_retrieval: bool = False
 
   def params(self, mesh: Mesh, given_by: Path | None) -> Params:
     """Parameters with one entry a layer, on the mesh.
@@ -70,6 +72,14 @@ class Initializer:
     wanted, shapes = traverse_util.flatten_dict(abstract, sep='/'), checkpoint.param_shapes()
     if not self.with_retrieval:
       shapes = {path: shape for path, shape in shapes.items() if path in wanted}
+    if has_retrieval(shapes.keys()):
+      if wrong := retrieval_differences(checkpoint.config, self.model):
+        raise manifest.StageError(f'{name} has another retrieval part: {"; ".join(wrong)}')
+    elif self.keeps_retrieval:
+      raise manifest.StageError(
+        f'{name} has no encoder and cross-attention that could be kept: name an arm that has, or '
+        'set keep_retro = False'
+      )
     wrong = [p for p, shape in shapes.items() if p not in wanted or wanted[p].shape != shape]
     if has_retrieval(shapes.keys()):
       wrong += [path for path in wanted if path not in shapes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.text import vocabulary
 from instructretro_jax.train.checkpoint import Checkpoints, model_record, params_sha256
-from instructretro_jax.train.compiled_step import CompiledStep, compile_step
+from instructretro_jax.train.compiled_step import CompiledStep, check_split, compile_step
 from instructretro_jax.train.gates import RANDOM, with_random_gates
 from instructretro_jax.train.initial_state import Initializer, first_example, first_or_latest
 from instructretro_jax.train.metrics import TrainLog
@@ -73,6 +74,9 @@ class Train(Stage):
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
+    for name in ('num_steps', 'batch_size', 'num_microbatches', 'checkpoint_every'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{self.name}: {name}={getattr(self, name)}: give at least 1')
     if self.batch_size % self.num_microbatches:
       raise ValueError(
         f'{self.name}: batch_size {self.batch_size} is no multiple of num_microbatches '
@@ -80,6 +84,10 @@ class Train(Stage):
       )
     if isinstance(self.gate, str) and self.gate != RANDOM:
       raise ValueError(f'{self.name}: the gate is a number or {RANDOM!r}, not {self.gate!r}')
+    if not isinstance(self.gate, str) and not (math.isfinite(self.gate) and self.gate >= 0):
+      raise ValueError(f'{self.name}: the gate is {self.gate}: give 0 or more, or {RANDOM!r}')
+    if self.keep_retro and self.init_from is None:
+      raise ValueError(f'{self.name}: keep_retro needs init_from, the arm whose encoder it keeps')
     if is_open(self.gate) and not self.task.gives_neighbours(True):
       raise ValueError(
         f'{self.name}: the gate is {self.gate}, but its task gives no neighbours: name their stage '
@@ -125,6 +133,7 @@ class Train(Stage):
     first = first_example(given, self.name, self.data_seed) if self.continue_data else 0
     record = {'vocabulary': fingerprint, **model_record(self.model, self.execution)}
     mesh = make_mesh(self.mesh)
+    check_split(self.batch_size, mesh, self.num_microbatches)
     checkpoints = Checkpoints(folder / 'checkpoints')
     with jax.set_mesh(mesh):
       step = self.compile_step(mesh)
@@ -179,6 +188,7 @@ class Train(Stage):
       seed=self.seed,
       cross_attention=self.init if self.gate != 0 else None,
       vocabulary=fingerprint,
+      keeps_retrieval=self.keep_retro and self.gate == 0,
     )
 
   def _check_vocabulary(self, vocab: vocabulary.Vocabulary) -> str:

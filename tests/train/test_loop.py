@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,10 @@ from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.execution import Execution
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.train import compiled_step, loop
+from instructretro_jax.train.checkpoint_writer import write_checkpoint
+from instructretro_jax.train.lazy_params import LazyArray
 from instructretro_jax.train.optimizer import AdamW
+from instructretro_jax.train.state import init_params
 from tests.checkpoints import load_params
 
 MODEL = RetroConfig(
@@ -41,7 +46,7 @@ class CountingTask(Task):
     return self
 
   def __len__(self):
-    return 50
+    return 100
 
   def examples(self, ids):
     tokens = np.repeat(np.asarray(ids, np.int32)[:, None], 8, axis=1)
@@ -72,9 +77,16 @@ def root(tmp_path, monkeypatch):
   return tmp_path
 
 
+def params_of(config):
+  """Drawn parameters by path, as an importer gives them."""
+  flat = traverse_util.flatten_dict(nn.unbox(init_params(config, 0, True)), sep='/')
+  read = lambda x: LazyArray(x.shape, np.dtype(x.dtype), lambda: np.asarray(x))
+  return {path: read(x) for path, x in flat.items()}
+
+
 def train(root, name, **changes):
   fields = dict(
-    name=name, task=CountingTask(), model=MODEL, num_steps=4, batch_size=3, gate=0.0,
+    name=name, task=CountingTask(), model=MODEL, num_steps=4, batch_size=8, gate=0.0,
     optimizer=AdamW(learning_rate=1e-3), checkpoint_every=2,
   )  # fmt: skip
   stage = loop.Train(**fields | changes)
@@ -126,6 +138,90 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(root):
   np.testing.assert_allclose(losses['narrow'], losses['wide'], rtol=0.02)
   params = load_params(root / 'narrow')[1]
   assert {str(x.dtype) for x in jax.tree.leaves(params)} == {'float32'}
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'batch_size': 12}, 'a batch of 12 cannot be split over 8 devices.*multiple of 8'),
+    (
+      {'batch_size': 16, 'num_microbatches': 4},
+      'a batch of 16 in 4 microbatches cannot be split.*multiple of 32',
+    ),
+  ],
+)
+def test_a_batch_that_devices_would_compute_whole_is_refused(root, changes, words):
+  with pytest.raises(manifest.StageError, match=words):
+    train(root, 'gpt', **changes)
+  assert not (root / 'gpt' / 'checkpoints').exists()
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'num_steps': 0},
+    {'num_steps': -3},
+    {'checkpoint_every': 0},
+    {'batch_size': 0},
+    {'num_microbatches': 0},
+    {'gate': float('nan')},
+    {'gate': -1.0},
+    {'keep_retro': True},
+  ],
+)
+def test_values_that_mean_nothing_are_refused_where_they_are_given(root, changes):
+  (name,) = changes
+  with pytest.raises(ValueError, match=f'gpt: .*{name.removesuffix("_retro")}'):
+    train(root, 'gpt', **changes)
+
+
+@pytest.mark.parametrize(
+  'switch',
+  [
+    {'encoder_rotary': True},
+    {'cross_attention_rotary': True},
+    {'value_shift': 1},
+    {'mask_neighbours': True},
+    {'chunk_len': 8},
+    {'encoder_residual': 'normed'},
+  ],
+)
+def test_a_retrieval_part_with_another_switch_is_not_taken_over(root, switch):
+  # its parameters have the same names and shapes, and compute something else
+  write_checkpoint(root / 'retro', MODEL, params_of(MODEL), {'vocabulary': 'v'})
+  (name,) = switch
+  with pytest.raises(manifest.StageError, match=f'retro has another retrieval part: {name} is'):
+    train(
+      root, 'fit', init_from='retro', keep_retro=True, model=dataclasses.replace(MODEL, **switch)
+    )
+
+
+def test_there_must_be_an_encoder_to_keep(root):
+  train(root, 'gpt')
+  with pytest.raises(manifest.StageError, match='gpt has no encoder .*keep_retro = False'):
+    train(root, 'fit', init_from='gpt', keep_retro=True)
+  assert not (root / 'fit' / 'checkpoints').exists() or not any(
+    (root / 'fit/checkpoints').iterdir()
+  )
+
+
+@pytest.mark.parametrize('name, word', [('grad_norm', 'gradient'), ('update_norm', 'update')])
+def test_a_last_update_that_is_not_finite_is_not_saved(root, monkeypatch, name, word):
+  step_of = compiled_step.make_train_step
+
+  def poisoned(*args):
+    step = step_of(*args)
+
+    def run(state, batch):
+      state, metrics = step(state, batch)
+      return state, metrics | {name: jnp.where(state.step >= 4, np.inf, metrics[name])}
+
+    return run
+
+  monkeypatch.setattr(compiled_step, 'make_train_step', poisoned)
+  with pytest.raises(manifest.StageError, match=f'norm of the {word} of step 4 is inf. Last good'):
+    train(root, 'gpt', num_steps=4)
+  assert loop.Checkpoints(root / 'gpt' / 'checkpoints').latest_step() == 2
 
 
 def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, monkeypatch):
