@@ -104,8 +104,8 @@ def first_or_latest(
     step: takes the state, and says where its arrays go.
     scan_layers: whether the state holds repeating layers stacked.
   """
-  if checkpoints.latest_step() is not None:
-    return checkpoints.restore(step.state)
+  if (latest := checkpoints.restore(step.state)) is not None:
+    return latest
   params = step.state.params
   mesh = jax.tree.leaves(params)[0].sharding.mesh
   stack = functools.partial(stack_layers, config=initializer.model, scan_layers=scan_layers)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 from flax import linen as nn
 from flax import traverse_util
@@ -241,3 +242,40 @@ def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, mon
   with pytest.raises(manifest.StageError, match=r'step 4 is nan. Last good checkpoint: step 2, in'):
     train(root, 'gpt', num_steps=9)
   assert loop.Checkpoints(root / 'gpt' / 'checkpoints').latest_step() == 2
+
+
+def cut(folder):
+  largest = max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def without_metadata(folder):
+  for path in folder.rglob('_METADATA'):
+    path.unlink()
+
+
+@pytest.mark.parametrize('damage', [cut, without_metadata])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(root, capsys, damage):
+  whole, _ = train(root, 'whole', num_steps=6)
+  shutil.copytree(root / 'whole', root / 'damaged')
+  damage(root / 'damaged' / 'checkpoints' / '6')
+  again, _ = train(root, 'damaged', num_steps=6)
+  assert again['params_sha256'] == whole['params_sha256']
+  assert (root / 'damaged' / 'logs' / 'damaged' / '6').exists()
+  assert 'checkpoints/6 cannot be read' in capsys.readouterr().err
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_trained_anew_in_silence(root):
+  train(root, 'gpt')
+  for folder in (root / 'gpt' / 'checkpoints').iterdir():
+    cut(folder)
+  with pytest.raises(manifest.StageError, match='there is none before it: train again'):
+    train(root, 'gpt')
+
+
+@pytest.mark.parametrize('damage', [cut, without_metadata])
+def test_readers_name_a_damaged_checkpoint(root, damage):
+  train(root, 'gpt')
+  damage(root / 'gpt' / 'checkpoints' / '4')
+  with pytest.raises(manifest.StageError, match='checkpoints/4 cannot be read .*: remove'):
+    load_params(root / 'gpt')
