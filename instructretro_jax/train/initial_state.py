@@ -113,15 +113,29 @@ def first_or_latest(
   return first_state(stack(initializer.params(mesh, given_by)), step.optimizer, step.state)
 
 
-def first_example(given: Path, name: str, data_seed: int) -> int:
+def first_example(given: Path, name: str, data_seed: int, order: dict[str, Any]) -> int:
   """Position behind the examples that `given` has seen, for the arm `name` to continue there.
+
+  Args:
+    order: of the examples of this arm, as Task.order.
 
   Raises StageError if the order of its examples was another.
   """
   data: dict[str, Any] | None = Checkpoint(given).record.get('data')
-  if data is None or data['data_seed'] != data_seed:
+  if data is None:
     raise manifest.StageError(
-      f'{name} has data_seed {data_seed} and continues the data of {given.name}, '
-      f'which has {data}: give both one seed, or set continue_data = False'
+      f'{name} continues the data of {given.name}, which was not trained here: set '
+      'continue_data = False'
+    )
+  here, there = order | {'data_seed': data_seed}, data.get('order', {}) | data
+  wrong = [
+    f'{key} is {there.get(key)!r} there and {here.get(key)!r} here'
+    for key in sorted(here.keys() | data.get('order', {}).keys())
+    if there.get(key) != here.get(key)
+  ]
+  if wrong:
+    raise manifest.StageError(
+      f'{name} continues the data of {given.name}, whose examples came in another order: '
+      f'{"; ".join(wrong)}. Give both the same, or set continue_data = False'
     )
   return data['example']

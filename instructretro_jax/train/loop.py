@@ -130,7 +130,9 @@ class Train(Stage):
     source = self.task.source(root, 'train', self.model.chunk_len if self.gate != 0 else None)
     self._check_positions(source)
     given = root / self.init_from if self.init_from else None
-    first = first_example(given, self.name, self.data_seed) if self.continue_data else 0
+    order, first = self.task.order(root, source), 0
+    if self.continue_data and given is not None:
+      first = first_example(given, self.name, self.data_seed, order)
     record = {'vocabulary': fingerprint, **model_record(self.model, self.execution)}
     mesh = make_mesh(self.mesh)
     check_split(self.batch_size, mesh, self.num_microbatches)
@@ -161,7 +163,8 @@ class Train(Stage):
         log.add(n, metrics)
         if n % self.checkpoint_every == 0 or n == self.num_steps:
           log.flush()
-          position = {'data_seed': self.data_seed, 'example': first + n * self.batch_size}
+          example = first + n * self.batch_size
+          position = {'data_seed': self.data_seed, 'example': example, 'order': order}
           checkpoints.save(state, record | {'data': position})
           log.last_good = n
       log.close()

@@ -90,7 +90,7 @@ def make_train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     tokens = (batch['segments'] > 0).sum()  # of the whole batch, whoever read it
     # of this update, not of the parameters before it: what a checkpoint is judged by
-    norms = {'grad_norm': optax.global_norm(grads), 'update_norm': optax.global_norm(updates)}
+    norms = {'grad_norm': optax.tree.norm(grads), 'update_norm': optax.tree.norm(updates)}
     metrics = {'loss': loss, **norms, 'tokens': tokens}
     trainable = optax.apply_updates(state.trainable, updates)
     return dataclasses.replace(

@@ -101,8 +101,11 @@ def test_a_fit_continues_the_stream_of_its_gpt(root):
   _, whole = train(root, 'long', data_seed=5, num_steps=8)
   assert first + behind == whole
   assert not set(first) & set(behind)
-  with pytest.raises(manifest.StageError, match='data_seed 6 and continues .*give both one seed'):
+  with pytest.raises(manifest.StageError, match='another order: data_seed is 5 there and 6 here'):
     train(root, 'other', data_seed=6, init_from='gpt', continue_data=True)
+  with pytest.raises(manifest.StageError, match='another order: seq_len is 8 there and 16 here'):
+    task = CountingTask(seq_len=16)
+    train(root, 'longer', data_seed=5, init_from='gpt', continue_data=True, task=task)
   with pytest.raises(ValueError, match='needs init_from'):
     train(root, 'alone', continue_data=True)
 
