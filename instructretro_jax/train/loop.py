@@ -75,8 +75,8 @@ class Train(Stage):
 
   def __post_init__(self):
     for name in ('num_steps', 'batch_size', 'num_microbatches', 'checkpoint_every'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{self.name}: {name}={getattr(self, name)}: give at least 1')
+      if isinstance(value := getattr(self, name), int) and value < 1:
+        raise ValueError(f'{self.name}: {name} = {value}: give at least 1')
     if self.batch_size % self.num_microbatches:
       raise ValueError(
         f'{self.name}: batch_size {self.batch_size} is no multiple of num_microbatches '
