@@ -24,7 +24,7 @@ from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.text import vocabulary
 from instructretro_jax.train.checkpoint import Checkpoints, model_record, params_sha256
-from instructretro_jax.train.compiled_step import CompiledStep, check_split, compile_step
+from instructretro_jax.train.compiled_step import CompiledStep, compile_step
 from instructretro_jax.train.gates import RANDOM, with_random_gates
 from instructretro_jax.train.initial_state import Initializer, first_example, first_or_latest
 from instructretro_jax.train.metrics import TrainLog
@@ -135,7 +135,6 @@ class Train(Stage):
       first = first_example(given, self.name, self.data_seed, order)
     record = {'vocabulary': fingerprint, **model_record(self.model, self.execution)}
     mesh = make_mesh(self.mesh)
-    check_split(self.batch_size, mesh, self.num_microbatches)
     checkpoints = Checkpoints(folder / 'checkpoints')
     with jax.set_mesh(mesh):
       step = self.compile_step(mesh)

@@ -145,22 +145,6 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(root):
 
 
 @pytest.mark.parametrize(
-  'changes, words',
-  [
-    ({'batch_size': 12}, 'a batch of 12 cannot be split over 8 devices.*multiple of 8'),
-    (
-      {'batch_size': 16, 'num_microbatches': 4},
-      'a batch of 16 in 4 microbatches cannot be split.*multiple of 32',
-    ),
-  ],
-)
-def test_a_batch_that_devices_would_compute_whole_is_refused(root, changes, words):
-  with pytest.raises(manifest.StageError, match=words):
-    train(root, 'gpt', **changes)
-  assert not (root / 'gpt' / 'checkpoints').exists()
-
-
-@pytest.mark.parametrize(
   'changes',
   [
     {'num_steps': 0},
