@@ -180,7 +180,7 @@ def test_which_arm_a_step_is_of():
 def test_a_batch_that_cannot_be_split_is_refused():
   with pytest.raises(manifest.StageError, match='a batch of 6 cannot be split over 4 devices'):
     steps.make_step(arm('fit'), 'train', mesh_of(arm('fit')), batch_size=6)
-  with pytest.raises(StageError, match='in 4 microbatches cannot be split.*multiple of'):
+  with pytest.raises(manifest.StageError, match='in 4 microbatches cannot be split.*multiple of'):
     steps.make_step(arm('fit', num_microbatches=4), 'train', mesh_of(arm('fit')))
 
 
