@@ -138,7 +138,9 @@ def test_instruction_tuning_with_a_closed_gate_compiles_to_the_gpt():
   task = InstructionTuning(seq_len=4 * C)
   rates = AdamW(learning_rate=1e-3, lr_multipliers=(('encoder|cross_attention', 0.0),))
   gpt = figures(arm('gpt', task, 0.0))
-  retro = figures(arm('retro', task, 0.0, keep_retro=True, optimizer=rates), 'instruct')
+  retro = figures(
+    arm('retro', task, 0.0, keep_retro=True, init_from='fit', optimizer=rates), 'instruct'
+  )
   assert retro['parameters'] > retro['trained_parameters'] == gpt['parameters']
   assert retro['flops'] == gpt['flops'] and retro['model_flops'] == gpt['model_flops']
   assert retro['collectives'] == gpt['collectives']
