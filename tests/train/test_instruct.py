@@ -112,6 +112,8 @@ def root(tmp_path, monkeypatch):
   lines = [json.dumps(dataclasses.asdict(ask(n))) + '\n' for n in range(9)]
   (tmp_path / 'questions').mkdir()
   (tmp_path / 'questions' / 'train.jsonl').write_text(''.join(lines))
+  plan = manifest.Plan('Questions', {}, {})
+  manifest.commit(tmp_path / 'questions', plan, {}, frozenset())
   return tmp_path
 
 
