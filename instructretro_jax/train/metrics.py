@@ -15,7 +15,7 @@ from instructretro_jax.array_types import Array
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.progress import Bar
 
-_WORDS = {'grad_norm': 'norm of the gradient', 'update_norm': 'norm of the update'}
+_WORDS = {'grad_norm': 'norm of the gradient'}
 
 
 class TrainLog:
@@ -50,7 +50,7 @@ class TrainLog:
   def add(self, step: int, metrics: Mapping[str, Array]) -> None:
     """Notes a dispatched step and writes the one before it.
 
-    Raises StageError, on every process, if loss, gradient or update of that one is not finite.
+    Raises StageError, on every process, if loss or gradient of that one is not finite.
     """
     self._write()
     self._pending = (step, metrics)

@@ -89,9 +89,7 @@ def make_train_step(
     loss, grads = jax.tree.map(lambda x: x / num_targets, sums)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     tokens = (batch['segments'] > 0).sum()  # of the whole batch, whoever read it
-    # of this update, not of the parameters before it: what a checkpoint is judged by
-    norms = {'grad_norm': optax.tree.norm(grads), 'update_norm': optax.tree.norm(updates)}
-    metrics = {'loss': loss, **norms, 'tokens': tokens}
+    metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads), 'tokens': tokens}
     trainable = optax.apply_updates(state.trainable, updates)
     return dataclasses.replace(
       state, step=state.step + 1, trainable=trainable, opt_state=opt_state

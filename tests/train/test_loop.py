@@ -193,8 +193,7 @@ def test_there_must_be_an_encoder_to_keep(root):
   )
 
 
-@pytest.mark.parametrize('name, word', [('grad_norm', 'gradient'), ('update_norm', 'update')])
-def test_a_last_update_that_is_not_finite_is_not_saved(root, monkeypatch, name, word):
+def test_a_last_gradient_that_is_not_finite_is_not_saved(root, monkeypatch):
   step_of = compiled_step.make_train_step
 
   def poisoned(*args):
@@ -202,12 +201,13 @@ def test_a_last_update_that_is_not_finite_is_not_saved(root, monkeypatch, name, 
 
     def run(state, batch):
       state, metrics = step(state, batch)
-      return state, metrics | {name: jnp.where(state.step >= 4, np.inf, metrics[name])}
+      norm = jnp.where(state.step >= 4, np.inf, metrics['grad_norm'])
+      return state, metrics | {'grad_norm': norm}
 
     return run
 
   monkeypatch.setattr(compiled_step, 'make_train_step', poisoned)
-  with pytest.raises(manifest.StageError, match=f'norm of the {word} of step 4 is inf. Last good'):
+  with pytest.raises(manifest.StageError, match='norm of the gradient of step 4 is inf. Last good'):
     train(root, 'gpt', num_steps=4)
   assert loop.Checkpoints(root / 'gpt' / 'checkpoints').latest_step() == 2
 
