@@ -93,6 +93,11 @@ class SeqioData(Task):
     """The name of the task: it may have no end."""
     return {'seqio': self.mixture_or_task}
 
+  def order(self, root: Path, source: ExampleSource) -> dict[str, Any]:
+    """As Task.order: the name, and what is read of it."""
+    named = {name: getattr(self, name) for name in ('mixture_or_task', 'split', 'inputs_len')}
+    return super().order(root, source) | named
+
   def source(self, root: Path, split: str, chunk_len: int | None = None) -> ExampleSource:
     """The rows of the task's own `split`, whatever split is asked for.
 

@@ -31,10 +31,12 @@ def batches(
     batch_size: of the whole batch, on all processes.
     rows: those that this process reads of each batch; all if not given.
 
-  Raises StageError if the source has no example.
+  Raises StageError if the source has no example, or not those up to `stop`, before it reads any.
   """
   if not len(source):
     raise manifest.StageError('there is no example to train on')
+  if stop > start:
+    source.ids(seed, np.array([start, stop - 1]))
   rows = np.arange(batch_size) if rows is None else rows
   num_batches, per_block = (stop - start) // batch_size, max(1, _BLOCK // len(rows))
 

@@ -62,6 +62,14 @@ class Task(abc.ABC):
     """The most tokens that count as one text: learned positions are needed for so many."""
     return self.seq_len
 
+  def order(self, root: Path, source: ExampleSource) -> dict[str, Any]:
+    """What decides, with a seed, which example comes when, as JSON.
+
+    A position counts in this unit: only a task with the same order can go on from it.
+    """
+    kind = manifest.class_name(type(self))
+    return {'task': kind, 'seq_len': self.seq_len, 'examples': len(source)}
+
   def counts(self, source: ExampleSource) -> dict[str, Any]:
     """What the manifest of an arm says of its examples."""
     return {'examples': len(source)}
@@ -122,6 +130,15 @@ class LanguageModel(Task):
       self.num_neighbours,
     )
 
+  def order(self, root: Path, source: ExampleSource) -> dict[str, Any]:
+    """As Task.order: the chunks, and how many of them make an example."""
+    if self.cache is None:
+      chunks = manifest.read_manifest(root / self.chunks).fingerprint
+      return super().order(root, source) | {'chunks': chunks}
+    written = manifest.read_manifest(root / self.cache)
+    epoch = {'examples': written.counts['examples_of_an_epoch']}
+    return super().order(root, source) | epoch | {'chunks': written.plan.inputs[self.chunks]}
+
   def _cached(self, folder: Path, split: str) -> ExampleSource:
     from instructretro_jax.examples import cached  # loads TensorFlow: only if used
 
@@ -170,6 +187,14 @@ class InstructionTuning(Task):
   def gives_neighbours(self, is_open: bool) -> bool:
     """Only where they are read."""
     return is_open
+
+  def order(self, root: Path, source: ExampleSource) -> dict[str, Any]:
+    """As Task.order: the questions, and how they are mixed and packed into rows."""
+    return super().order(root, source) | {
+      'questions': manifest.read_manifest(root / self.questions).fingerprint,
+      'is_packed': self.is_packed,
+      'rates': manifest.to_json(self.rates),
+    }
 
   @property
   def rows_hold_strangers(self) -> bool:

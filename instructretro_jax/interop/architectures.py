@@ -49,7 +49,10 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
   fields = (_gpt2 if family == 'gpt2' else _llama)(config, wrong)
   if wrong:
     raise StageError(f'{family}: ' + '; '.join(wrong))
-  return DecoderConfig(**fields)
+  try:
+    return DecoderConfig(**fields)
+  except ValueError as error:
+    raise StageError(f'{family}: {error}') from error
 
 
 def _required(config: Mapping[str, Any], names: tuple[str, ...], wrong: list[str]) -> list[int]:
@@ -91,7 +94,7 @@ def _llama(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
   kv_heads = config.get('num_key_value_heads')
   if kv_heads is None and family != 'llama':  # their defaults differ from family to family
     wrong.append('num_key_value_heads is missing')
-  max_len = config.get('max_position_embeddings', 2048)
+  max_len = config.get('max_position_embeddings') or (131_072 if family == 'mistral' else 2048)
   head_width = config.get('head_dim', 128 if family == 'qwen3' else None)
   biases = bool(config.get('attention_bias')), bool(config.get('mlp_bias'))
   if family == 'llama' and len(set(biases)) > 1:
@@ -138,8 +141,9 @@ def _rotary_base(config: Mapping[str, Any], wrong: list[str]) -> float:
   """From `rope_parameters`, or `rope_theta` and `rope_scaling` of older files."""
   rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
   kind = rope.get('rope_type', rope.get('type', 'default'))
-  if kind != 'default' and not (kind == 'linear' and rope.get('factor') == 1):
-    wrong.append(f'rope_scaling is {kind!r}, supported is none')
+  factor = rope.get('factor', 1)
+  if kind not in ('default', 'linear') or factor != 1:
+    wrong.append(f'rope_scaling is {kind!r} with the factor {factor!r}, supported is none')
   if any(isinstance(value, Mapping) for value in rope.values()):
     wrong.append('rope_parameters differ from layer to layer')
   if rope.get('partial_rotary_factor', config.get('partial_rotary_factor', 1)) != 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import functools
 from pathlib import Path
 import re
@@ -48,6 +48,40 @@ def _byte_level() -> pre_tokenizers.PreTokenizer:
   return pre_tokenizers.ByteLevel(add_prefix_space=False)
 
 
+# below 'llama.': what is read, and what changes nothing as long as it has one of these values
+_READ = frozenset(
+  {
+    'vocab_size',
+    'embedding_length',
+    'block_count',
+    'feed_forward_length',
+    'context_length',
+    'attention.head_count',
+    'attention.head_count_kv',
+    'attention.key_length',
+    'attention.layer_norm_rms_epsilon',
+    'rope.freq_base',
+    'rope.dimension_count',
+    'rope.scaling.original_context_length',  # of a scaling, which is refused
+  }
+)
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+  'rope.scaling.type': ('none',),
+  'rope.scaling.factor': (1.0, 0.0),
+  'rope.scaling.finetuned': (False, True),
+  'rope.scale_linear': (1.0, 0.0),
+  'attention.sliding_window': (0,),
+  'attention.scale': (0.0,),
+  'attention.causal': (True,),
+  'attention.clamp_kqv': (0.0,),
+  'logit_scale': (1.0, 0.0),
+  'expert_count': (0,),
+  'expert_used_count': (0,),
+  'use_parallel_residual': (False,),
+  'tensor_data_layout': ('Meta AI original pth',),
+}
+
+
 class GgufFile:
   """An open file, with the parts that go with it: any of them may be given.
 
@@ -78,11 +112,7 @@ class GgufFile:
     )  # fmt: skip
     found = {name: self.get(f'llama.{name}') for name in names}
     wrong += [f'llama.{name} is missing' for name, value in found.items() if value is None]
-    scaling = self.get('llama.rope.scaling.type', 'none')
-    if scaling != 'none':
-      wrong.append(f'llama.rope.scaling.type is {scaling!r}, supported is none')
-    if self.get('llama.expert_count', 0):
-      wrong.append('llama.expert_count: mixtures of experts are not supported')
+    wrong += self._unknown_settings()
     if wrong:
       raise StageError(f'{self.path}: ' + '; '.join(wrong))
     width, heads = found['embedding_length'], found['attention.head_count']
@@ -106,6 +136,24 @@ class GgufFile:
       max_len=found['context_length'],
       tie_embeddings='output.weight' not in {t.name for t in self._tensors},
     )
+
+  def _unknown_settings(self) -> Iterator[str]:
+    """Settings of the architecture that are not read, unless they are known to change nothing."""
+    for key in self._reader.fields:
+      name = key.removeprefix('llama.')
+      if name == key or name in _READ:
+        continue
+      value, neutral = self.get(key), _NEUTRAL.get(name)
+      if name == 'attention.value_length':
+        width, heads = (
+          self.get(f'llama.{n}') for n in ('embedding_length', 'attention.head_count')
+        )
+        head_width = width // heads if width and heads else value
+        neutral = (self.get('llama.attention.key_length', head_width),)
+      if neutral is None:
+        yield f'{key} is {value!r}, which is not known here and may change what the model computes'
+      elif value not in neutral:
+        yield f'{key} is {value!r}, supported is {neutral[0]!r}'
 
   def tensors(self, decoder: DecoderConfig) -> dict[str, LazyArray]:
     """Dequantised tensors under the names and in the order that Hugging Face's Llama has."""

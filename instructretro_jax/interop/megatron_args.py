@@ -6,20 +6,11 @@ import argparse
 from collections.abc import Set
 from typing import Any
 
+from instructretro_jax.interop.megatron_settings import unsupported
 from instructretro_jax.model.config import DecoderConfig, RetroConfig, reference_retro_layers
 from instructretro_jax.pipeline.manifest import StageError
 
 _NORMS = {'LayerNorm': 'layernorm', 'RMSNorm': 'rmsnorm'}
-# Arguments that change the mathematics in a way this model has no switch for.
-_UNSUPPORTED = {
-  'apply_residual_connection_post_layernorm': (False,),
-  'rotary_seq_len_interpolation_factor': (None, 1),
-  'num_experts': (None,),
-  'qk_layernorm': (False,),
-  'sliding_window': (None,),
-  'window_size': (None,),
-  'multi_latent_attention': (False,),
-}
 
 
 def to_config(args: argparse.Namespace, names: Set[str], *, is_core: bool) -> RetroConfig:
@@ -36,9 +27,7 @@ def to_config(args: argparse.Namespace, names: Set[str], *, is_core: bool) -> Re
   get = lambda name, default=None: getattr(args, name, default)
   needed = ('num_layers', 'hidden_size', 'num_attention_heads', 'padded_vocab_size')
   wrong = [f'{name} is missing' for name in needed if get(name) is None]
-  for name, allowed in _UNSUPPORTED.items():
-    if get(name, allowed[0]) not in allowed:
-      wrong.append(f'{name} is {get(name)!r}: only {allowed[0]!r} is supported')
+  wrong += unsupported(vars(args))
   if get('normalization', 'LayerNorm') not in _NORMS:
     wrong.append(f'normalization is {args.normalization!r}: one of {list(_NORMS)} is supported')
   if not wrong and get('kv_channels') not in (None, args.hidden_size // args.num_attention_heads):

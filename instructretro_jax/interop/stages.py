@@ -12,7 +12,8 @@ import numpy as np
 
 from instructretro_jax.examples.tasks import InstructionTuning
 from instructretro_jax.interop import huggingface, safetensor_files
-from instructretro_jax.model.config import RetroConfig, decoder_differences
+from instructretro_jax.model.config import RetroConfig, decoder_differences, retrieval_differences
+from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.pipeline import foreign, manifest, stage
 from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.hosts import Hosts
@@ -90,6 +91,8 @@ class ImportWeights(Stage):
     config = self.model or found
     if wrong := decoder_differences(found.decoder, config.decoder):
       raise StageError(f'{self.source} is another decoder: {"; ".join(wrong)}')
+    if has_retrieval(params) and (wrong := retrieval_differences(found, config)):
+      raise StageError(f'{self.source} has another retrieval part: {"; ".join(wrong)}')
     hosts.on_main(lambda: _take_vocabulary(folder, kind, path, self.tokenizer, self.eos_token))
     vocab = vocabulary.load(folder)
     _check_room(vocab, config.decoder.vocab_size, self.source)

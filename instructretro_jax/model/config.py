@@ -76,6 +76,10 @@ def decoder_differences(there: DecoderConfig, here: DecoderConfig) -> list[str]:
   return [f'{name} is {a!r} there and {b!r} here' for name, a, b in pairs if a != b]
 
 
+# of the encoder; compared as what they come to
+_ENCODER_WIDTHS = ('encoder_ff_width', 'encoder_width', 'encoder_heads', 'encoder_width_per_head')
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RetroConfig:
   """A decoder with a neighbour encoder and chunked cross-attention.
@@ -128,6 +132,21 @@ class RetroConfig:
     if self.cross_attention_layers is not None:
       return tuple(sorted(self.cross_attention_layers))
     return reference_retro_layers(self.decoder.num_layers)
+
+
+def retrieval_differences(there: RetroConfig, here: RetroConfig) -> list[str]:
+  """What makes encoder and cross-attention compute something else with the same parameters."""
+  switches = [
+    field.name
+    for field in dataclasses.fields(RetroConfig)
+    if field.name not in ('decoder', 'cross_attention_layers', *_ENCODER_WIDTHS)
+  ]
+  pairs = [(name, getattr(there, name), getattr(here, name)) for name in switches]
+  pairs.append(('cross_attention_layers', there.retro_layers, here.retro_layers))
+  differences = [f'{name} is {a!r} there and {b!r} here' for name, a, b in pairs if a != b]
+  of_encoder = decoder_differences(there.encoder_stack, here.encoder_stack)
+  of_decoder = decoder_differences(there.decoder, here.decoder)
+  return differences + [f'of the encoder, {text}' for text in of_encoder if text not in of_decoder]
 
 
 def reference_retro_layers(num_layers: int) -> tuple[int, ...]:

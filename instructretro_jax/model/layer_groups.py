@@ -8,6 +8,7 @@ axis (`decoder_9_to_47/layer_0/mlp/...`): what the training of deep models holds
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from flax import traverse_util
@@ -17,6 +18,7 @@ from instructretro_jax.array_types import Params
 from instructretro_jax.model.config import RetroConfig
 
 _LONGEST_GROUP = 6  # layers
+_STACKED = re.compile(r'decoder_(\d+)_to_(\d+)/layer_(\d+)/(.*)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,16 @@ def locate(path: str, config: RetroConfig, scan_layers: bool) -> tuple[str, int 
     return path, None
   index, j = divmod(n - group.first, len(group.reads))
   return f'decoder_{group.key}/layer_{j}/{rest}', index
+
+
+def layer_paths(path: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+  """Paths, with one entry a layer, of what an array holds: of as many layers as it stacks."""
+  stacked = _STACKED.fullmatch(path)
+  if stacked is None:
+    return (path,)
+  first, last, j = (int(n) for n in stacked.groups()[:3])
+  period = (last - first + 1) // shape[0]
+  return tuple(f'decoder_{first + n * period + j}/{stacked[4]}' for n in range(shape[0]))
 
 
 def stack_layers(params: Params, config: RetroConfig, scan_layers: bool = True) -> Params:

@@ -25,13 +25,13 @@ PARTS = {
   'self_attention': r'/self_attention/',
   'mlp': r'/mlp/',
 }
-_NAMED = PARTS | {RETRIEVAL: f'{_ENCODER}|{_CROSS_ATTENTION}'}
-_IS_RETRIEVAL = re.compile(_NAMED[RETRIEVAL])
+GROUPS = PARTS | {RETRIEVAL: f'{_ENCODER}|{_CROSS_ATTENTION}'}
+_IS_RETRIEVAL = re.compile(GROUPS[RETRIEVAL])
 
 
 def fits(pattern: str, path: str) -> bool:
-  """Whether a path is in a group: a name of `PARTS`, 'retrieval', or a regular expression."""
-  return re.search(_NAMED.get(pattern, pattern), path) is not None
+  """Whether a path is in a group: a name of `GROUPS`, or a regular expression."""
+  return re.search(GROUPS.get(pattern, pattern), path) is not None
 
 
 def part_of(path: str) -> str:

@@ -20,6 +20,7 @@ from instructretro_jax.model.retro import Retro, is_open
 from instructretro_jax.model.sharding import batch_sharding, to_spec
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.experiment import Experiment
+from instructretro_jax.train.compiled_step import check_split
 from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.loop import Train
 from instructretro_jax.train.state import abstract_params
@@ -67,12 +68,7 @@ def find_arm(experiment: Experiment, step: str, name: str | None = None) -> Trai
 def make_step(arm: Train, step: str, mesh: Mesh, batch_size: int | None = None) -> Step:
   """The step of an arm at its batch size, or another."""
   batch_size = batch_size or arm.batch_size
-  rows = mesh.shape['data'] * mesh.shape['fsdp']
-  if batch_size % rows:
-    raise manifest.StageError(
-      f'a batch of {batch_size} cannot be split over {rows} devices (data x fsdp of the mesh): '
-      'give another batch size, or more of the devices to tensor'
-    )
+  check_split(batch_size, mesh, 1 if step == 'decode' else arm.num_microbatches)
   build = _decode_step if step == 'decode' else _train_step
   return build(arm, mesh, batch_size)
 

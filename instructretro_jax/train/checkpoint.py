@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+import shutil
 from typing import Any
 
 from flax import traverse_util
@@ -23,6 +24,7 @@ from instructretro_jax.model.layer_groups import locate, unstack_layers
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.notes import note
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams
 from instructretro_jax.train.state import abstract_params
 from instructretro_jax.train.step import TrainState
@@ -41,7 +43,8 @@ class Checkpoints:
 
   def __init__(self, folder: Path, keep: int = 2):
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    self._folder = folder.absolute()
+    self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def latest_step(self) -> int | None:
     """The step of the latest checkpoint, None if there is none."""
@@ -55,11 +58,35 @@ class Checkpoints:
     self._manager.save(int(state.step), args=arguments, force=True)
     self._manager.wait_until_finished()
 
-  def restore(self, abstract: TrainState) -> TrainState:
-    """The latest state, placed as the shardings of `abstract` say."""
+  def restore(self, abstract: TrainState) -> TrainState | None:
+    """The latest state, placed as the shardings of `abstract` say; None if there is none.
+
+    One that is damaged is moved to logs/damaged and named, and the one before is taken. Raises
+    StageError if there is none before it, or on many hosts, of which not all may see the damage.
+    """
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract)))
-    restored = self._manager.restore(self._manager.latest_step(), args=arguments)['state']
-    return TrainState(**restored)
+    said = None
+    while (step := self._manager.latest_step()) is not None:
+      try:
+        return TrainState(**self._manager.restore(step, args=arguments)['state'])
+      except Exception as error:  # whatever a library makes of a file that is cut, empty or gone
+        place = self._folder / str(step)
+        said = f'the checkpoint {place} cannot be read ({_first_line(error)})'
+        if jax.process_count() > 1:
+          raise manifest.StageError(f'{said}: remove it to go on from the one before') from error
+        said += f': it is moved to {self._set_aside(step)}'
+        note(said)
+    if said is not None:
+      raise manifest.StageError(f'{said}, and there is none before it: train again')
+    return None
+
+  def _set_aside(self, step: int) -> Path:
+    target = self._folder.with_name('logs') / 'damaged' / str(step)
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (self._folder / str(step)).rename(target)
+    self._manager.reload()
+    return target
 
   def close(self) -> None:
     """Ends the threads of Orbax."""
@@ -85,7 +112,11 @@ class Checkpoint:
   @functools.cached_property
   def record(self) -> dict[str, Any]:
     """What stands beside the state; see `Checkpoints`."""
-    record = json.loads((self._state.parent / 'record' / 'metadata').read_text())
+    path = self._state.parent / 'record' / 'metadata'
+    try:
+      record = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+      raise _damaged(self._state.parent, error) from error
     if 'execution' not in record:
       raise manifest.StageError(
         f'{self._folder} holds a checkpoint of an earlier version, which recorded its model in '
@@ -111,9 +142,12 @@ class Checkpoint:
 
   @functools.cached_property
   def _metadata(self) -> dict[str, dict[str, Any]]:
-    with _open_alone() as checkpointer:
-      tree = checkpointer.metadata(self._state).item_metadata.tree
-    return {name: tree[name] or {} for name in ('trainable', 'frozen')}
+    try:
+      with _open_alone() as checkpointer:
+        tree = checkpointer.metadata(self._state).item_metadata.tree
+      return {name: tree[name] or {} for name in ('trainable', 'frozen')}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+      raise _damaged(self._state.parent, error) from error
 
   def param_shapes(self) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters by path."""
@@ -177,7 +211,10 @@ class Checkpoint:
   def _read(self, wanted: Any, restore_args: Any, is_alone: bool = True) -> dict[str, Any]:
     with _open_alone() if is_alone else ocp.PyTreeCheckpointer() as checkpointer:
       args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
-      tree = checkpointer.restore(self._state, args=args)
+      try:
+        tree = checkpointer.restore(self._state, args=args)
+      except (OSError, ValueError, KeyError) as error:
+        raise _damaged(self._state.parent, error) from error
     return {**(tree['trainable'] or {}), **(tree['frozen'] or {})}
 
 
@@ -194,6 +231,17 @@ def _latest(stage_folder: Path) -> Path:
   if not steps:
     raise manifest.StageError(f'{stage_folder} has no checkpoint: train it first')
   return folder / str(steps[-1])
+
+
+def _damaged(folder: Path, error: Exception) -> manifest.StageError:
+  return manifest.StageError(
+    f'the checkpoint {folder} cannot be read ({_first_line(error)}): remove that folder to use '
+    'the one before, or train again'
+  )
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def params_sha256(params: Params | LazyParams) -> str:

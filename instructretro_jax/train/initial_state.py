@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from instructretro_jax.array_types import Params
-from instructretro_jax.model.config import RetroConfig, decoder_differences
+from instructretro_jax.model.config import RetroConfig, decoder_differences, retrieval_differences
 from instructretro_jax.model.cross_attention_init import (
   CrossAttentionInit,
   fit_from_gpt,
@@ -34,6 +34,7 @@ class Initializer:
   Attributes:
     cross_attention: how a new cross-attention is set; None: its gate is closed and it stays drawn.
     vocabulary: fingerprint of the vocabulary of this arm.
+    keeps_retrieval: the retrieval part is to be that of what is given.
   """
 
   model: RetroConfig
@@ -41,6 +42,7 @@ class Initializer:
   seed: int
   cross_attention: CrossAttentionInit | None
   vocabulary: str
+  keeps_retrieval: bool = False
 
   def params(self, mesh: Mesh, given_by: Path | None) -> Params:
     """Parameters with one entry a layer, on the mesh.
@@ -70,6 +72,14 @@ class Initializer:
     wanted, shapes = traverse_util.flatten_dict(abstract, sep='/'), checkpoint.param_shapes()
     if not self.with_retrieval:
       shapes = {path: shape for path, shape in shapes.items() if path in wanted}
+    if has_retrieval(shapes.keys()):
+      if wrong := retrieval_differences(checkpoint.config, self.model):
+        raise manifest.StageError(f'{name} has another retrieval part: {"; ".join(wrong)}')
+    elif self.keeps_retrieval:
+      raise manifest.StageError(
+        f'{name} has no encoder and cross-attention that could be kept: name an arm that has, or '
+        'set keep_retro = False'
+      )
     wrong = [p for p, shape in shapes.items() if p not in wanted or wanted[p].shape != shape]
     if has_retrieval(shapes.keys()):
       wrong += [path for path in wanted if path not in shapes]
@@ -94,8 +104,8 @@ def first_or_latest(
     step: takes the state, and says where its arrays go.
     scan_layers: whether the state holds repeating layers stacked.
   """
-  if checkpoints.latest_step() is not None:
-    return checkpoints.restore(step.state)
+  if (latest := checkpoints.restore(step.state)) is not None:
+    return latest
   params = step.state.params
   mesh = jax.tree.leaves(params)[0].sharding.mesh
   stack = functools.partial(stack_layers, config=initializer.model, scan_layers=scan_layers)
@@ -103,15 +113,29 @@ def first_or_latest(
   return first_state(stack(initializer.params(mesh, given_by)), step.optimizer, step.state)
 
 
-def first_example(given: Path, name: str, data_seed: int) -> int:
+def first_example(given: Path, name: str, data_seed: int, order: dict[str, Any]) -> int:
   """Position behind the examples that `given` has seen, for the arm `name` to continue there.
+
+  Args:
+    order: of the examples of this arm, as Task.order.
 
   Raises StageError if the order of its examples was another.
   """
   data: dict[str, Any] | None = Checkpoint(given).record.get('data')
-  if data is None or data['data_seed'] != data_seed:
+  if data is None:
     raise manifest.StageError(
-      f'{name} has data_seed {data_seed} and continues the data of {given.name}, '
-      f'which has {data}: give both one seed, or set continue_data = False'
+      f'{name} continues the data of {given.name}, which was not trained here: set '
+      'continue_data = False'
+    )
+  here, there = order | {'data_seed': data_seed}, data.get('order', {}) | data
+  wrong = [
+    f'{key} is {there.get(key)!r} there and {here.get(key)!r} here'
+    for key in sorted(here.keys() | data.get('order', {}).keys())
+    if there.get(key) != here.get(key)
+  ]
+  if wrong:
+    raise manifest.StageError(
+      f'{name} continues the data of {given.name}, whose examples came in another order: '
+      f'{"; ".join(wrong)}. Give both the same, or set continue_data = False'
     )
   return data['example']

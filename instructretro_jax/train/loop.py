@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,6 +74,9 @@ class Train(Stage):
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
+    for name in ('num_steps', 'batch_size', 'num_microbatches', 'checkpoint_every'):
+      if isinstance(value := getattr(self, name), int) and value < 1:
+        raise ValueError(f'{self.name}: {name} = {value}: give at least 1')
     if self.batch_size % self.num_microbatches:
       raise ValueError(
         f'{self.name}: batch_size {self.batch_size} is no multiple of num_microbatches '
@@ -80,6 +84,10 @@ class Train(Stage):
       )
     if isinstance(self.gate, str) and self.gate != RANDOM:
       raise ValueError(f'{self.name}: the gate is a number or {RANDOM!r}, not {self.gate!r}')
+    if not isinstance(self.gate, str) and not (math.isfinite(self.gate) and self.gate >= 0):
+      raise ValueError(f'{self.name}: the gate is {self.gate}: give 0 or more, or {RANDOM!r}')
+    if self.keep_retro and self.init_from is None:
+      raise ValueError(f'{self.name}: keep_retro needs init_from, the arm whose encoder it keeps')
     if is_open(self.gate) and not self.task.gives_neighbours(True):
       raise ValueError(
         f'{self.name}: the gate is {self.gate}, but its task gives no neighbours: name their stage '
@@ -122,7 +130,9 @@ class Train(Stage):
     source = self.task.source(root, 'train', self.model.chunk_len if self.gate != 0 else None)
     self._check_positions(source)
     given = root / self.init_from if self.init_from else None
-    first = first_example(given, self.name, self.data_seed) if self.continue_data else 0
+    order, first = self.task.order(root, source), 0
+    if self.continue_data and given is not None:
+      first = first_example(given, self.name, self.data_seed, order)
     record = {'vocabulary': fingerprint, **model_record(self.model, self.execution)}
     mesh = make_mesh(self.mesh)
     checkpoints = Checkpoints(folder / 'checkpoints')
@@ -152,7 +162,8 @@ class Train(Stage):
         log.add(n, metrics)
         if n % self.checkpoint_every == 0 or n == self.num_steps:
           log.flush()
-          position = {'data_seed': self.data_seed, 'example': first + n * self.batch_size}
+          example = first + n * self.batch_size
+          position = {'data_seed': self.data_seed, 'example': example, 'order': order}
           checkpoints.save(state, record | {'data': position})
           log.last_good = n
       log.close()
@@ -179,6 +190,7 @@ class Train(Stage):
       seed=self.seed,
       cross_attention=self.init if self.gate != 0 else None,
       vocabulary=fingerprint,
+      keeps_retrieval=self.keep_retro and self.gate == 0,
     )
 
   def _check_vocabulary(self, vocab: vocabulary.Vocabulary) -> str:

@@ -15,6 +15,8 @@ from instructretro_jax.array_types import Array
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.progress import Bar
 
+_WORDS = {'grad_norm': 'norm of the gradient'}
+
 
 class TrainLog:
   """Metrics of an arm, one step behind the device. Every process reads them, process 0 writes.
@@ -48,7 +50,7 @@ class TrainLog:
   def add(self, step: int, metrics: Mapping[str, Array]) -> None:
     """Notes a dispatched step and writes the one before it.
 
-    Raises StageError, on every process, if the loss of that one is not finite.
+    Raises StageError, on every process, if loss or gradient of that one is not finite.
     """
     self._write()
     self._pending = (step, metrics)
@@ -79,10 +81,11 @@ class TrainLog:
       return
     step, metrics = self._pending
     values = {name: float(x) for name, x in metrics.items()}
-    if not math.isfinite(values['loss']):
+    if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
       good = f'step {self.last_good}' if self.last_good else 'none'
       raise manifest.StageError(
-        f'{self._name}: the loss of step {step} is {values["loss"]}. Last good checkpoint: {good}, '
+        f'{self._name}: the {_WORDS.get(wrong[0], wrong[0])} of step {step} is '
+        f'{values[wrong[0]]}. Last good checkpoint: {good}, '
         f'in {self._folder.parent / "checkpoints"}. Lower the learning rate and train again '
         f'with --rebuild={self._name}.'
       )

@@ -6,16 +6,13 @@ import abc
 from collections.abc import Mapping
 import dataclasses
 import importlib
+import math
 from typing import Any
 
-from flax import traverse_util
 import jax
 import optax
 
-from instructretro_jax.array_types import Params
-from instructretro_jax.model.param_groups import fits
-
-Multipliers = tuple[tuple[str, float], ...]
+from instructretro_jax.train.multipliers import Multipliers, check_multipliers, factors_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +35,20 @@ class Optimizer(abc.ABC):
   clip_norm: float = 1.0
   lr_multipliers: Multipliers = ()
 
+  def __post_init__(self):
+    check_multipliers(self.lr_multipliers)
+    for name in ('final_lr_fraction', 'warmup_fraction', 'decay_fraction'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f'{name}={getattr(self, name)} is not between 0 and 1')
+    if self.warmup_fraction > self.decay_fraction:
+      raise ValueError(
+        f'warmup_fraction={self.warmup_fraction} is above decay_fraction={self.decay_fraction}, '
+        'which counts from the first step'
+      )
+    for name in ('learning_rate', 'clip_norm'):
+      if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+        raise ValueError(f'{name}={getattr(self, name)} is not a number above 0')
+
   @abc.abstractmethod
   def transforms(
     self, trainable: Mapping[str, jax.Array]
@@ -48,7 +59,7 @@ class Optimizer(abc.ABC):
     self, num_steps: int, trainable: Mapping[str, jax.Array]
   ) -> optax.GradientTransformation:
     """The optimizer of flat trainable parameters."""
-    factors = {path: lr_multiplier(path, self.lr_multipliers) for path in trainable}
+    factors = {path: factors_of(path, x, self.lr_multipliers) for path, x in trainable.items()}
     by_group = optax.stateless(
       lambda updates, _: {path: update * factors[path] for path, update in updates.items()}
     )
@@ -117,6 +128,7 @@ class FromOptax(Optimizer):
   weight_decay: float = 0.0
 
   def __post_init__(self):
+    super().__post_init__()
     self._make()  # a name that is wrong is found here, and not after the data has been read
 
   def transforms(
@@ -135,27 +147,6 @@ class FromOptax(Optimizer):
     if not isinstance(made, optax.GradientTransformation):
       raise ValueError(f'{self.factory} makes no optax.GradientTransformation but {made!r}')
     return made
-
-
-def lr_multiplier(path: str, multipliers: Multipliers) -> float:
-  """The multiplier of the learning rate of one parameter."""
-  return next((factor for group, factor in multipliers if fits(group, path)), 1.0)
-
-
-def split_trainable(
-  params: Params, multipliers: Multipliers
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  """Flat trainable and frozen parameters by path. Raises ValueError if nothing would train."""
-  flat = traverse_util.flatten_dict(params, sep='/')
-  trainable = {path: x for path, x in flat.items() if lr_multiplier(path, multipliers) != 0}
-  if not trainable:
-    raise ValueError(f'lr_multipliers {multipliers} freeze every parameter')
-  return trainable, {path: x for path, x in flat.items() if path not in trainable}
-
-
-def join_params(trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> Params:
-  """The inverse of `split_trainable`."""
-  return traverse_util.unflatten_dict({**trainable, **frozen}, sep='/')
 
 
 def is_decayed(path: str) -> bool:

@@ -18,7 +18,8 @@ from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import param_shardings
-from instructretro_jax.train.optimizer import Optimizer, split_trainable
+from instructretro_jax.train.multipliers import split_trainable
+from instructretro_jax.train.optimizer import Optimizer
 from instructretro_jax.train.step import TrainState
 
 

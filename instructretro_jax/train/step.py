@@ -15,7 +15,7 @@ from instructretro_jax.array_types import Array, Batch, Params
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.losses import token_losses, total_loss
-from instructretro_jax.train.optimizer import join_params
+from instructretro_jax.train.multipliers import join_params
 
 
 @flax.struct.dataclass
@@ -89,7 +89,7 @@ def make_train_step(
     loss, grads = jax.tree.map(lambda x: x / num_targets, sums)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     tokens = (batch['segments'] > 0).sum()  # of the whole batch, whoever read it
-    metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads), 'tokens': tokens}
+    metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads), 'tokens': tokens}
     trainable = optax.apply_updates(state.trainable, updates)
     return dataclasses.replace(
       state, step=state.step + 1, trainable=trainable, opt_state=opt_state

@@ -37,7 +37,7 @@ def permuted(weight, heads):
 
 
 def write_gguf(
-  path: Path, architecture='llama', pre='smollm', scaling=None, without=(), split=None
+  path: Path, architecture='llama', pre='smollm', scaling=None, without=(), split=None, more=()
 ):
   """The golden Llama as the converter writes it, one matrix in 16 bits."""
   writer = gguf_package.GGUFWriter(path, architecture)
@@ -55,6 +55,9 @@ def write_gguf(
       writer.add_uint16(f'split.{name}', value)
   if scaling:
     writer.add_rope_scaling_type(scaling)
+  for name, value in more:
+    kind = {bool: writer.add_bool, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+    kind(f'llama.{name}', value)
   tokenizer = json.loads((GOLDEN / 'llama' / 'tokenizer.json').read_text())['model']
   vocab = sorted(tokenizer['vocab'], key=tokenizer['vocab'].get)
   writer.add_tokenizer_model('gpt2')
@@ -118,6 +121,32 @@ def test_tokenizer_of_the_metadata(tmp_path):
 def test_what_is_not_supported_is_refused_by_name(tmp_path, changes, named):
   with pytest.raises(StageError, match=named):
     gguf.load(write_gguf(tmp_path / 'tiny.gguf', **changes))
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('rope.scaling.factor', 4.0),
+    ('rope.scale_linear', 4.0),
+    ('attention.value_length', 12),
+    ('attention.sliding_window', 16),
+    ('attention.scale', 0.5),
+    ('attention.causal', False),
+    ('logit_scale', 8.0),
+    ('expert_count', 4),
+    ('residual_scale', 2.0),
+  ],
+)
+def test_a_setting_that_is_not_known_is_refused_by_name(tmp_path, name, value):
+  with pytest.raises(StageError, match=f'llama.{name} is {value}'):
+    gguf.load(write_gguf(tmp_path / 'tiny.gguf', more=[(name, value)]))
+
+
+@pytest.mark.parametrize(
+  'more', [('attention.causal', True), ('rope.scaling.factor', 1.0), ('expert_count', 0)]
+)
+def test_a_setting_that_changes_nothing_is_read_past(tmp_path, more):
+  gguf.load(write_gguf(tmp_path / 'tiny.gguf', more=[more]))
 
 
 def test_other_tokenizers_and_other_files_are_refused(tmp_path):

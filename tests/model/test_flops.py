@@ -10,7 +10,8 @@ from instructretro_jax.model import flops
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.precompile import counts, hlo
-from instructretro_jax.train.optimizer import AdamW, split_trainable
+from instructretro_jax.train.multipliers import split_trainable
+from instructretro_jax.train.optimizer import AdamW
 from instructretro_jax.train.state import init_params
 from instructretro_jax.train.step import TrainState, make_train_step
 

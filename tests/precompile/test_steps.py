@@ -138,7 +138,9 @@ def test_instruction_tuning_with_a_closed_gate_compiles_to_the_gpt():
   task = InstructionTuning(seq_len=4 * C)
   rates = AdamW(learning_rate=1e-3, lr_multipliers=(('encoder|cross_attention', 0.0),))
   gpt = figures(arm('gpt', task, 0.0))
-  retro = figures(arm('retro', task, 0.0, keep_retro=True, optimizer=rates), 'instruct')
+  retro = figures(
+    arm('retro', task, 0.0, keep_retro=True, init_from='fit', optimizer=rates), 'instruct'
+  )
   assert retro['parameters'] > retro['trained_parameters'] == gpt['parameters']
   assert retro['flops'] == gpt['flops'] and retro['model_flops'] == gpt['model_flops']
   assert retro['collectives'] == gpt['collectives']
@@ -180,6 +182,8 @@ def test_which_arm_a_step_is_of():
 def test_a_batch_that_cannot_be_split_is_refused():
   with pytest.raises(manifest.StageError, match='a batch of 6 cannot be split over 4 devices'):
     steps.make_step(arm('fit'), 'train', mesh_of(arm('fit')), batch_size=6)
+  with pytest.raises(manifest.StageError, match='in 4 microbatches cannot be split.*multiple of'):
+    steps.make_step(arm('fit', num_microbatches=4), 'train', mesh_of(arm('fit')))
 
 
 def test_a_step_without_room_does_not_fit(monkeypatch):

@@ -19,7 +19,8 @@ from instructretro_jax.questions.passage_windows import PassageNeighbours
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.text import vocabulary
 from instructretro_jax.train import loop
-from instructretro_jax.train.optimizer import AdamW, split_trainable
+from instructretro_jax.train.multipliers import split_trainable
+from instructretro_jax.train.optimizer import AdamW
 from instructretro_jax.train.state import abstract_params, fresh_params
 from instructretro_jax.train.step import TrainState, losses_of_batch, make_train_step
 from tests.checkpoints import load_params
@@ -111,6 +112,8 @@ def root(tmp_path, monkeypatch):
   lines = [json.dumps(dataclasses.asdict(ask(n))) + '\n' for n in range(9)]
   (tmp_path / 'questions').mkdir()
   (tmp_path / 'questions' / 'train.jsonl').write_text(''.join(lines))
+  plan = manifest.Plan('Questions', {}, {})
+  manifest.commit(tmp_path / 'questions', plan, {}, frozenset())
   return tmp_path
 
 

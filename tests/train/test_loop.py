@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 
+from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +18,10 @@ from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.execution import Execution
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.train import compiled_step, loop
+from instructretro_jax.train.checkpoint_writer import write_checkpoint
+from instructretro_jax.train.lazy_params import LazyArray
 from instructretro_jax.train.optimizer import AdamW
+from instructretro_jax.train.state import init_params
 from tests.checkpoints import load_params
 
 MODEL = RetroConfig(
@@ -41,7 +47,7 @@ class CountingTask(Task):
     return self
 
   def __len__(self):
-    return 50
+    return 100
 
   def examples(self, ids):
     tokens = np.repeat(np.asarray(ids, np.int32)[:, None], 8, axis=1)
@@ -72,9 +78,16 @@ def root(tmp_path, monkeypatch):
   return tmp_path
 
 
+def params_of(config):
+  """Drawn parameters by path, as an importer gives them."""
+  flat = traverse_util.flatten_dict(nn.unbox(init_params(config, 0, True)), sep='/')
+  read = lambda x: LazyArray(x.shape, np.dtype(x.dtype), lambda: np.asarray(x))
+  return {path: read(x) for path, x in flat.items()}
+
+
 def train(root, name, **changes):
   fields = dict(
-    name=name, task=CountingTask(), model=MODEL, num_steps=4, batch_size=3, gate=0.0,
+    name=name, task=CountingTask(), model=MODEL, num_steps=4, batch_size=8, gate=0.0,
     optimizer=AdamW(learning_rate=1e-3), checkpoint_every=2,
   )  # fmt: skip
   stage = loop.Train(**fields | changes)
@@ -88,8 +101,11 @@ def test_a_fit_continues_the_stream_of_its_gpt(root):
   _, whole = train(root, 'long', data_seed=5, num_steps=8)
   assert first + behind == whole
   assert not set(first) & set(behind)
-  with pytest.raises(manifest.StageError, match='data_seed 6 and continues .*give both one seed'):
+  with pytest.raises(manifest.StageError, match='another order: data_seed is 5 there and 6 here'):
     train(root, 'other', data_seed=6, init_from='gpt', continue_data=True)
+  with pytest.raises(manifest.StageError, match='another order: seq_len is 8 there and 16 here'):
+    task = CountingTask(seq_len=16)
+    train(root, 'longer', data_seed=5, init_from='gpt', continue_data=True, task=task)
   with pytest.raises(ValueError, match='needs init_from'):
     train(root, 'alone', continue_data=True)
 
@@ -128,6 +144,74 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(root):
   assert {str(x.dtype) for x in jax.tree.leaves(params)} == {'float32'}
 
 
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'num_steps': 0},
+    {'num_steps': -3},
+    {'checkpoint_every': 0},
+    {'batch_size': 0},
+    {'num_microbatches': 0},
+    {'gate': float('nan')},
+    {'gate': -1.0},
+    {'keep_retro': True},
+  ],
+)
+def test_values_that_mean_nothing_are_refused_where_they_are_given(root, changes):
+  (name,) = changes
+  with pytest.raises(ValueError, match=f'gpt: .*{name.removesuffix("_retro")}'):
+    train(root, 'gpt', **changes)
+
+
+@pytest.mark.parametrize(
+  'switch',
+  [
+    {'encoder_rotary': True},
+    {'cross_attention_rotary': True},
+    {'value_shift': 1},
+    {'mask_neighbours': True},
+    {'chunk_len': 8},
+    {'encoder_residual': 'normed'},
+  ],
+)
+def test_a_retrieval_part_with_another_switch_is_not_taken_over(root, switch):
+  # its parameters have the same names and shapes, and compute something else
+  write_checkpoint(root / 'retro', MODEL, params_of(MODEL), {'vocabulary': 'v'})
+  (name,) = switch
+  with pytest.raises(manifest.StageError, match=f'retro has another retrieval part: {name} is'):
+    train(
+      root, 'fit', init_from='retro', keep_retro=True, model=dataclasses.replace(MODEL, **switch)
+    )
+
+
+def test_there_must_be_an_encoder_to_keep(root):
+  train(root, 'gpt')
+  with pytest.raises(manifest.StageError, match='gpt has no encoder .*keep_retro = False'):
+    train(root, 'fit', init_from='gpt', keep_retro=True)
+  assert not (root / 'fit' / 'checkpoints').exists() or not any(
+    (root / 'fit/checkpoints').iterdir()
+  )
+
+
+def test_a_last_gradient_that_is_not_finite_is_not_saved(root, monkeypatch):
+  step_of = compiled_step.make_train_step
+
+  def poisoned(*args):
+    step = step_of(*args)
+
+    def run(state, batch):
+      state, metrics = step(state, batch)
+      norm = jnp.where(state.step >= 4, np.inf, metrics['grad_norm'])
+      return state, metrics | {'grad_norm': norm}
+
+    return run
+
+  monkeypatch.setattr(compiled_step, 'make_train_step', poisoned)
+  with pytest.raises(manifest.StageError, match='norm of the gradient of step 4 is inf. Last good'):
+    train(root, 'gpt', num_steps=4)
+  assert loop.Checkpoints(root / 'gpt' / 'checkpoints').latest_step() == 2
+
+
 def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, monkeypatch):
   step_of = compiled_step.make_train_step
 
@@ -145,3 +229,40 @@ def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, mon
   with pytest.raises(manifest.StageError, match=r'step 4 is nan. Last good checkpoint: step 2, in'):
     train(root, 'gpt', num_steps=9)
   assert loop.Checkpoints(root / 'gpt' / 'checkpoints').latest_step() == 2
+
+
+def cut(folder):
+  for path in (p for p in folder.rglob('*') if p.is_file()):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_metadata(folder):
+  for path in folder.rglob('_METADATA'):
+    path.unlink()
+
+
+@pytest.mark.parametrize('damage', [cut, without_metadata])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(root, capsys, damage):
+  whole, _ = train(root, 'whole', num_steps=6)
+  shutil.copytree(root / 'whole', root / 'damaged')
+  damage(root / 'damaged' / 'checkpoints' / '6')
+  again, _ = train(root, 'damaged', num_steps=6)
+  assert again['params_sha256'] == whole['params_sha256']
+  assert (root / 'damaged' / 'logs' / 'damaged' / '6').exists()
+  assert 'checkpoints/6 cannot be read' in capsys.readouterr().err
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_trained_anew_in_silence(root):
+  train(root, 'gpt')
+  for folder in (root / 'gpt' / 'checkpoints').iterdir():
+    cut(folder)
+  with pytest.raises(manifest.StageError, match='there is none before it: train again'):
+    train(root, 'gpt')
+
+
+@pytest.mark.parametrize('damage', [cut, without_metadata])
+def test_readers_name_a_damaged_checkpoint(root, damage):
+  train(root, 'gpt')
+  damage(root / 'gpt' / 'checkpoints' / '4')
+  with pytest.raises(manifest.StageError, match='checkpoints/4 cannot be read .*: remove'):
+    load_params(root / 'gpt')

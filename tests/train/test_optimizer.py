@@ -1,19 +1,22 @@
 """Groups of parameters: rates, freezing, decay."""
 
+import re
+
+from flax import linen as nn
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from instructretro_jax.train.optimizer import (
-  AdamW,
-  FromOptax,
-  is_decayed,
-  join_params,
-  lr_multiplier,
-  split_trainable,
-)
+from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.model.layer_groups import stack_layers, unstack_layers
+from instructretro_jax.model.param_groups import fits
+from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.train.multipliers import join_params, lr_multiplier, split_trainable
+from instructretro_jax.train.optimizer import AdamW, FromOptax, is_decayed
+from instructretro_jax.train.state import init_params
 
 PARAMS = {
   'decoder_0': {'mlp': {'kernel': jnp.ones((2, 2)), 'norm': {'scale': jnp.ones(2)}}},
@@ -89,7 +92,7 @@ def test_schedule_ends_at_its_share():
 
 
 def test_freezing_everything_is_refused():
-  with pytest.raises(ValueError, match='freeze every parameter'):
+  with pytest.raises(StageError, match='freeze every parameter'):
     split_trainable(PARAMS, (('', 0.0),))
 
 
@@ -127,3 +130,61 @@ def test_a_group_by_its_name_freezes_encoder_and_cross_attention():
   for path in ('encoder/layer_0/mlp/up/kernel', 'decoder_1/cross_attention/norm/scale'):
     assert lr_multiplier(path, frozen.lr_multipliers) == 0
   assert lr_multiplier('decoder_1/mlp/up/kernel', frozen.lr_multipliers) == 2
+
+
+@pytest.mark.parametrize('group', ['decodr', 'embeding', '^mlp', 'decoder_9/'])
+def test_a_group_without_a_parameter_is_refused_with_near_paths(group):
+  with pytest.raises(StageError, match=f"the group '{re.escape(group)}'.*paths such as"):
+    split_trainable(PARAMS, ((group, 0.0),))
+
+
+def test_a_misspelt_group_is_answered_with_what_is_near():
+  with pytest.raises(StageError, match='encoder/kernel'):
+    split_trainable(PARAMS, (('encodr', 0.0),))
+
+
+@pytest.mark.parametrize(
+  'wrong',
+  [
+    {'lr_multipliers': (('(', 0.0),)},
+    {'lr_multipliers': (('encoder', -1.0),)},
+    {'lr_multipliers': (('encoder', float('nan')),)},
+    {'warmup_fraction': 1.5},
+    {'final_lr_fraction': -0.1},
+    {'decay_fraction': float('nan')},
+    {'warmup_fraction': 0.5, 'decay_fraction': 0.2},
+    {'clip_norm': 0.0},
+    {'learning_rate': float('inf')},
+  ],
+)
+def test_impossible_fields_are_refused(wrong):
+  with pytest.raises(ValueError, match=next(iter(wrong))):
+    AdamW(**{'learning_rate': 0.1} | wrong)
+
+
+@pytest.mark.parametrize(
+  'group', ['decoder_[0-3]/', 'decoder_7/', 'decoder_2/mlp', 'mlp', 'retrieval', 'embeddings']
+)
+def test_layers_that_are_stacked_are_frozen_as_they_are_one_by_one(group):
+  config = RetroConfig(
+    decoder=DecoderConfig(vocab_size=16, num_layers=8, width=8, num_heads=2, ff_width=8),
+    cross_attention_layers=(1, 3, 5, 7),
+    chunk_len=4,
+  )
+  single = nn.unbox(init_params(config, 0, True))
+  moved = {}
+  for is_scanned in (False, True):
+    params = stack_layers(single, config) if is_scanned else single
+    adam = AdamW(learning_rate=0.1, lr_multipliers=((group, 0.0), ('decoder_4/', 3.0)))
+    trainable, frozen = split_trainable(params, adam.lr_multipliers)
+    optimizer = adam.make(2, trainable)
+    state, ones = optimizer.init(trainable), jax.tree.map(jnp.ones_like, trainable)
+    for _ in range(2):
+      updates, state = optimizer.update(ones, state, trainable)
+    after = join_params(optax.apply_updates(trainable, updates), frozen)
+    after = unstack_layers(after, config) if is_scanned else after
+    flat, before = (traverse_util.flatten_dict(x, sep='/') for x in (after, single))
+    moved[is_scanned] = {path: np.asarray(flat[path] - before[path]) for path in before}
+  for path, change in moved[False].items():
+    np.testing.assert_allclose(change, moved[True][path], rtol=1e-5, atol=1e-7, err_msg=path)
+    assert bool(np.any(change)) != fits(group, path), path

@@ -6,7 +6,8 @@ import numpy as np
 
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import MeshConfig, make_mesh, put_batch
-from instructretro_jax.train.optimizer import AdamW, split_trainable
+from instructretro_jax.train.multipliers import split_trainable
+from instructretro_jax.train.optimizer import AdamW
 from instructretro_jax.train.step import TrainState, make_train_step
 from tests.model.test_retro import CONFIG, init, make_inputs
 
