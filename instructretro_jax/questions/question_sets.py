@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 import dataclasses
 import json
-from pathlib import Path
 import re
 from typing import Any
 
-from instructretro_jax.questions import fields, rows
+from instructretro_jax.questions import fields
 from instructretro_jax.questions.fields import Row, Unusable
 from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.questions.references import check_options
+from instructretro_jax.questions.rows import JsonRows
 from instructretro_jax.questions.styles import check_style
 from instructretro_jax.text import packages
 from instructretro_jax.text.documents import Problems
-from instructretro_jax.text.files import Pattern, present_files
+from instructretro_jax.text.files import Pattern
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class DisflQA:
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonLinesQuestions:
+class JsonLinesQuestions(JsonRows):
   """The user's own: rows {"question", "passages" or "passage", "answers" or "answer"}.
 
   A passage is a string or {"title", "text"}; an empty list of passages makes an open question. A
@@ -106,14 +106,8 @@ class JsonLinesQuestions:
     check_style(self.task, self.style)
     check_options(self.task, self.options)
 
-  def input_files(self) -> tuple[Path, ...]:
-    """The files that the pattern matches."""
-    return present_files(self.pattern)
-
-  def read(self, problems: Problems) -> Iterator[Question]:
-    """Yields a question a usable row. Raises StageError if no file or no row is of use."""
-    found, reads = rows.json_rows(self.pattern, problems), 'question, passages and answers'
-    return rows.usable(found, self._question, problems, f'{self.task}: {self.pattern}', reads)
+  def _reads(self) -> str:
+    return 'question, passages and answers'
 
   def _question(self, row_id: str, row: Row) -> Question:
     question, passages = fields.question(row), fields.passages(row)

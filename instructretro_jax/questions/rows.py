@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import itertools
@@ -12,12 +13,36 @@ from instructretro_jax.pipeline import manifest
 from instructretro_jax.questions.fields import Row, Unusable, as_text
 from instructretro_jax.questions.questions import Question
 from instructretro_jax.text.documents import Problems
-from instructretro_jax.text.files import Pattern, matching_files
+from instructretro_jax.text.files import Pattern, matching_files, present_files
 from instructretro_jax.text.json_rows import json_rows as read_json_rows
 
 _MOST_KEYS = 12  # shown of rows that are of no use
 
 PlacedRow = tuple[str, str, Row]  # id, place, row
+
+
+class JsonRows(abc.ABC):
+  """Base of question sets that are JSON files of the user's: dataclasses with these two fields."""
+
+  pattern: Pattern
+  task: str
+
+  def input_files(self) -> tuple[Path, ...]:
+    """The files that the pattern matches."""
+    return present_files(self.pattern)
+
+  def read(self, problems: Problems) -> Iterator[Question]:
+    """Yields a question a usable row. Raises StageError if no file or no row is of use."""
+    found, place = json_rows(self.pattern, problems), f'{self.task}: {self.pattern}'
+    return usable(found, self._question, problems, place, self._reads())
+
+  @abc.abstractmethod
+  def _question(self, row_id: str, row: Row) -> Question:
+    """The question of a row. Raises Unusable if it is none."""
+
+  @abc.abstractmethod
+  def _reads(self) -> str:
+    """What a row is to have, for the error."""
 
 
 def usable(
