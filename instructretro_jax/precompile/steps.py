@@ -20,7 +20,6 @@ from instructretro_jax.model.retro import Retro, is_open
 from instructretro_jax.model.sharding import batch_sharding, to_spec
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.experiment import Experiment
-from instructretro_jax.train.compiled_step import check_split
 from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.loop import Train
 from instructretro_jax.train.state import abstract_params
@@ -68,9 +67,24 @@ def find_arm(experiment: Experiment, step: str, name: str | None = None) -> Trai
 def make_step(arm: Train, step: str, mesh: Mesh, batch_size: int | None = None) -> Step:
   """The step of an arm at its batch size, or another."""
   batch_size = batch_size or arm.batch_size
-  check_split(batch_size, mesh, 1 if step == 'decode' else arm.num_microbatches)
+  _check_split(batch_size, mesh, 1 if step == 'decode' else arm.num_microbatches)
   build = _decode_step if step == 'decode' else _train_step
   return build(arm, mesh, batch_size)
+
+
+def _check_split(batch_size: int, mesh: Mesh, num_microbatches: int) -> None:
+  """Raises StageError if devices would have to compute each other's rows.
+
+  An axis that does not divide is whole on every device: right, and as many times the work.
+  """
+  rows = mesh.shape['data'] * mesh.shape['fsdp']
+  if batch_size % (rows * num_microbatches):
+    parts = f' in {num_microbatches} microbatches' if num_microbatches > 1 else ''
+    raise manifest.StageError(
+      f'a batch of {batch_size}{parts} cannot be split over {rows} devices (data x fsdp of the '
+      f'mesh): give a batch size that is a multiple of {rows * num_microbatches}, fewer '
+      'microbatches, or more of the devices to tensor'
+    )
 
 
 def abstract_batch(arm: Train, mesh: Mesh, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -13,7 +13,6 @@ from instructretro_jax.array_types import Array, Batch
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.train.optimizer import Optimizer
 from instructretro_jax.train.state import abstract_params, abstract_state, shardings_of
 from instructretro_jax.train.step import TrainState, make_train_step
@@ -52,18 +51,3 @@ def compile_step(
   places = (shardings_of(state), None)
   function = jax.jit(step, donate_argnums=0, out_shardings=places)
   return CompiledStep(function=function, state=state, optimizer=transformation)
-
-
-def check_split(batch_size: int, mesh: Mesh | AbstractMesh, num_microbatches: int = 1) -> None:
-  """Raises StageError if devices would have to compute each other's rows.
-
-  An axis that does not divide is whole on every device: right, and as many times the work.
-  """
-  rows = mesh.shape['data'] * mesh.shape['fsdp']
-  if batch_size % (rows * num_microbatches):
-    parts = f' in {num_microbatches} microbatches' if num_microbatches > 1 else ''
-    raise StageError(
-      f'a batch of {batch_size}{parts} cannot be split over {rows} devices (data x fsdp of the '
-      f'mesh): give a batch size that is a multiple of {rows * num_microbatches}, fewer '
-      'microbatches, or more of the devices to tensor'
-    )
