@@ -1,25 +1,11 @@
 """The command `verify`: bytes, fingerprints and parameters are read again."""
 
-import dataclasses
-
 from click.testing import CliRunner
 import pytest
 
 from instructretro_jax import main
 from instructretro_jax.pipeline import manifest, stage
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Write(stage.Stage):
-  text: str
-  after: tuple[str, ...] = ()
-
-  def reads(self):
-    return self.after
-
-  def build(self, root, folder):
-    manifest.write_text(folder / 'text', self.text)
-    return {}
+from tests.pipeline.writing import Write
 
 
 @pytest.fixture

@@ -193,7 +193,8 @@ def test_there_must_be_an_encoder_to_keep(root):
   )
 
 
-def test_a_last_gradient_that_is_not_finite_is_not_saved(root, monkeypatch):
+def poison(monkeypatch, name, value):
+  """From step 4 on a metric has a value that is no number."""
   step_of = compiled_step.make_train_step
 
   def poisoned(*args):
@@ -201,31 +202,22 @@ def test_a_last_gradient_that_is_not_finite_is_not_saved(root, monkeypatch):
 
     def run(state, batch):
       state, metrics = step(state, batch)
-      norm = jnp.where(state.step >= 4, np.inf, metrics['grad_norm'])
-      return state, metrics | {'grad_norm': norm}
+      return state, metrics | {name: jnp.where(state.step >= 4, value, metrics[name])}
 
     return run
 
   monkeypatch.setattr(compiled_step, 'make_train_step', poisoned)
+
+
+def test_a_last_gradient_that_is_not_finite_is_not_saved(root, monkeypatch):
+  poison(monkeypatch, 'grad_norm', np.inf)
   with pytest.raises(manifest.StageError, match='norm of the gradient of step 4 is inf. Last good'):
     train(root, 'gpt', num_steps=4)
   assert loop.Checkpoints(root / 'gpt' / 'checkpoints').latest_step() == 2
 
 
 def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root, monkeypatch):
-  step_of = compiled_step.make_train_step
-
-  def poisoned(*args):
-    step = step_of(*args)
-
-    def run(state, batch):
-      state, metrics = step(state, batch)
-      bad = state.step >= 4
-      return state, metrics | {'loss': jnp.where(bad, np.nan, metrics['loss'])}
-
-    return run
-
-  monkeypatch.setattr(compiled_step, 'make_train_step', poisoned)
+  poison(monkeypatch, 'loss', np.nan)
   with pytest.raises(manifest.StageError, match=r'step 4 is nan. Last good checkpoint: step 2, in'):
     train(root, 'gpt', num_steps=9)
   assert loop.Checkpoints(root / 'gpt' / 'checkpoints').latest_step() == 2
