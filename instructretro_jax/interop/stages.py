@@ -131,10 +131,8 @@ def locate(source: str) -> tuple[str, Path]:
 def _tokenizer_files(source: str, tokenizer: str | None) -> tuple[Path, ...]:
   path = Path(source).expanduser()
   given = [] if tokenizer is None else [Path(tokenizer).expanduser()]
-  own = [path]
-  if path.is_dir():
-    own = [*path.glob('*.j*'), *path.glob(huggingface.SENTENCEPIECE_FILE)]  # .json, .jinja
-  return (*given, *sorted(own))
+  own = (path / name for name in (huggingface.TOKENIZER_FILE, huggingface.SENTENCEPIECE_FILE))
+  return (*given, *own, *model_names.files(path)) if path.is_dir() else (*given, path)
 
 
 def _open_weights(
@@ -173,11 +171,12 @@ def _take_vocabulary(
     raise StageError(
       f'{path} has no {huggingface.TOKENIZER_FILE}: give one (or a .model) as tokenizer'
     )
-  content, known = None, None
+  content, known, file = None, None, None
   if given.suffix == '.gguf':
-    content, known = _gguf_file(given).tokenizer().to_str().encode(), _gguf_file(given).spellings()
+    file = _gguf_file(given)
+    content, known = file.tokenizer().to_str().encode(), file.spellings()
   if kind == 'gguf':
-    names = _gguf_file(path).names()
+    names = (file if given == path else _gguf_file(path)).names()
   else:  # a Megatron checkpoint says nothing of tokens; what stands beside the tokenizer does
     known = vocabulary.spellings(given) if known is None else known
     names = model_names.read(path if kind == 'huggingface' else given.parent, known.get)

@@ -95,7 +95,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def recorded_plan(folder: Path) -> Plan | None:
   """The plan that a folder was made, or begun, with; None if it has none."""
-  if (folder / MANIFEST).exists():
+  if is_finished(folder):
     return read_manifest(folder).plan
   path = folder / _PLAN
   if not path.exists():
@@ -118,21 +118,19 @@ def check_plan(folder: Path, plan: Plan) -> bool:
   Raises StageError, with the differing lines, if the folder was made (or begun) with another plan,
   or if a file that its manifest lists is missing or has another size.
   """
-  there = recorded_plan(folder)
-  if there is not None and not _is_bare(folder):
-    _refuse_other_plan(folder, there, plan)
   if not is_finished(folder):
+    there = recorded_plan(folder)
+    # where there is a plan alone, as after an attempt that was refused, another may be tried
+    if there is not None and [path.name for path in folder.iterdir()] != [_PLAN]:
+      _refuse_other_plan(folder, there, plan)
     return False
-  for name, entry in read_manifest(folder).files.items():
+  manifest = read_manifest(folder)
+  _refuse_other_plan(folder, manifest.plan, plan)
+  for name, entry in manifest.files.items():
     path = folder / name
     if not path.exists() or path.stat().st_size != entry['bytes']:
       raise StageError(f'{path} is missing or cut short: rebuild with --rebuild={folder.name}')
   return True
-
-
-def _is_bare(folder: Path) -> bool:
-  """Whether there is a plan and nothing else, as after an attempt that was refused."""
-  return [path.name for path in folder.iterdir()] == [_PLAN]
 
 
 def begin(folder: Path, plan: Plan) -> None:

@@ -24,9 +24,9 @@ class FindNeighbours(Stage):
   """Searches the index for the neighbours of every chunk of both splits.
 
   Hits from the query's own document are dropped, and where it has filled the hits, the search goes
-  deeper. The continuation of a hit never leaves the
-  document of the hit (ChunkStore.neighbour_tokens), so none of it is from that document either.
-  Held-out documents are not in the database. Chunks without text have no neighbours.
+  deeper. The continuation of a hit never leaves the document of the hit
+  (ChunkStore.neighbour_tokens), so none of it is from that document either. Held-out documents are
+  not in the database. Chunks without text have no neighbours.
 
   Attributes:
     drop_own: 'document', or 'group' to drop all that a split keeps on one side. Training then
