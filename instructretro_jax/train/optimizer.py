@@ -10,19 +10,31 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
+from instructretro_jax.model.config import require_in
 from instructretro_jax.train.multipliers import Multipliers, check_multipliers, factors_of
+from instructretro_jax.train.schedules import COSINE, Schedule
+
+# the relative rounding of bfloat16 is half a unit in its last place, and where a running mean moves
+# by less in a step, it stays
+_BFLOAT16_ROUNDING = 2.0**-8
+_MOST_STUCK = 0.1  # of a moment: updates are then too small by 5 % at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer(abc.ABC):
-  """Clipped gradients, turned into updates by a subclass, at a rate with warm-up and cosine decay.
+  """Clipped gradients, turned into updates by a subclass, at the rates of a schedule.
 
   Attributes:
+    learning_rate: the highest.
     final_lr_fraction: of the learning rate, at the last step; 1 keeps the rate constant.
-    warmup_fraction: of the steps, over which the rate rises from 0; 0 begins at the full rate.
+    warmup_fraction: of the steps, over which the rate rises; 0 begins at the full rate.
     decay_fraction: of the steps, warm-up included; behind it, the final rate.
+    lr_schedule: how the rate falls, 'cosine' or 'wsd' (see train/schedules.py). An arm with 'wsd',
+      or a constant rate, can be trained longer after it has ended.
+    cooldown_fraction: of the steps, over which 'wsd' falls.
     lr_multipliers: (group, multiplier) pairs, a group as in model/param_groups.py (a name such as
       'retrieval', or a pattern); the first that a parameter is in multiplies its learning rate. 0
       freezes it: no gradient, no moments, no decay. A parameter that is in none has 1.
@@ -32,22 +44,21 @@ class Optimizer(abc.ABC):
   final_lr_fraction: float = 0.1
   warmup_fraction: float = 0.05
   decay_fraction: float = 1.0
+  lr_schedule: str = COSINE
+  cooldown_fraction: float = 0.2
   clip_norm: float = 1.0
   lr_multipliers: Multipliers = ()
 
   def __post_init__(self):
     check_multipliers(self.lr_multipliers)
-    for name in ('final_lr_fraction', 'warmup_fraction', 'decay_fraction'):
+    fractions = ('final_lr_fraction', 'warmup_fraction', 'decay_fraction', 'cooldown_fraction')
+    for name in fractions:
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'{name}={getattr(self, name)} is not between 0 and 1')
-    if self.warmup_fraction > self.decay_fraction:
-      raise ValueError(
-        f'warmup_fraction={self.warmup_fraction} is above decay_fraction={self.decay_fraction}, '
-        'which counts from the first step'
-      )
     for name in ('learning_rate', 'clip_norm'):
       if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
         raise ValueError(f'{name}={getattr(self, name)} is not a number above 0')
+    self._rates()  # refuses fractions that do not go together
 
   @abc.abstractmethod
   def transforms(
@@ -56,29 +67,40 @@ class Optimizer(abc.ABC):
     """From clipped gradients to updates, one after the other, before the learning rate."""
 
   def make(
-    self, num_steps: int, trainable: Mapping[str, jax.Array]
+    self, num_steps: int, trainable: Mapping[str, jax.Array], warmup_of: int | None = None
   ) -> optax.GradientTransformation:
-    """The optimizer of flat trainable parameters."""
+    """The optimizer of flat trainable parameters; see `schedule`."""
     factors = {path: factors_of(path, x, self.lr_multipliers) for path, x in trainable.items()}
-    by_group = optax.stateless(
-      lambda updates, _: {path: update * factors[path] for path, update in updates.items()}
+    scale = lambda by: optax.stateless(
+      lambda updates, _: {path: x * by[path] if path in by else x for path, x in updates.items()}
     )
+    # frozen layers of a stack, which have gradients, count for nothing in the norm
+    frozen = {path: factor != 0 for path, factor in factors.items() if not np.all(factor)}
     return optax.chain(
+      scale(frozen),
       optax.clip_by_global_norm(self.clip_norm),
       *self.transforms(trainable),
-      by_group,
-      optax.scale_by_learning_rate(self.schedule(num_steps)),
+      scale(factors),
+      optax.scale_by_learning_rate(self.schedule(num_steps, warmup_of)),
     )
 
-  def schedule(self, num_steps: int) -> optax.Schedule:
-    """Learning rate by step."""
-    warmup_steps = max(1, round(self.warmup_fraction * num_steps)) if self.warmup_fraction else 0
-    return optax.warmup_cosine_decay_schedule(
-      init_value=0.0,
-      peak_value=self.learning_rate,
-      warmup_steps=warmup_steps,
-      decay_steps=max(warmup_steps + 1, round(self.decay_fraction * num_steps)),
-      end_value=self.final_lr_fraction * self.learning_rate,
+  def schedule(self, num_steps: int, warmup_of: int | None = None) -> optax.Schedule:
+    """Learning rate by step, counted from 0; the arguments are those of `Schedule.over`."""
+    return self._rates().over(num_steps, warmup_of)
+
+  @property
+  def is_open_ended(self) -> bool:
+    """Whether an arm that has ended can be trained longer."""
+    return self._rates().is_open_ended
+
+  def _rates(self) -> Schedule:
+    return Schedule(
+      peak=self.learning_rate,
+      final_fraction=self.final_lr_fraction,
+      warmup_fraction=self.warmup_fraction,
+      decay_fraction=self.decay_fraction,
+      kind=self.lr_schedule,
+      cooldown_fraction=self.cooldown_fraction,
     )
 
   def with_multiplier(self, group: str, multiplier: float) -> Optimizer:
@@ -93,13 +115,29 @@ class AdamW(Optimizer):
 
   Attributes:
     weight_decay: not of norms, biases and embeddings.
-    moments_dtype: of both moments at rest; 'bfloat16' saves 4 bytes a parameter.
+    moments_dtype: of both moments at rest; 'bfloat16' saves 4 bytes a parameter. A moment of decay
+      rate b then stays too high by up to 2^-8 / (1 - b) of itself when gradients fall
+      (docs/numerics.md), so rates at which that is above a tenth are refused.
   """
 
   b1: float = 0.9
   b2: float = 0.95
   weight_decay: float = 0.1
   moments_dtype: str = 'float32'
+
+  def __post_init__(self):
+    super().__post_init__()
+    require_in('moments_dtype', self.moments_dtype, ('float32', 'bfloat16'))
+    for name in ('b1', 'b2'):
+      rate = getattr(self, name)
+      if not 0 <= rate < 1:
+        raise ValueError(f'{name}={rate} is not from 0 to below 1')
+      stuck = _BFLOAT16_ROUNDING / (1 - rate)
+      if self.moments_dtype == 'bfloat16' and stuck > _MOST_STUCK:
+        raise ValueError(
+          f'{name}={rate} with moments_dtype=bfloat16: its moment can stay {stuck:.0%} too high; '
+          f"give {1 - _BFLOAT16_ROUNDING / _MOST_STUCK:.2f} or less, or moments_dtype='float32'"
+        )
 
   def transforms(
     self, trainable: Mapping[str, jax.Array]
@@ -150,8 +188,9 @@ class FromOptax(Optimizer):
 
 
 def is_decayed(path: str) -> bool:
-  """Whether weight decay acts on a parameter: not on norms, biases and embeddings."""
-  return 'embedding' not in path and path.rpartition('/')[2] not in ('scale', 'bias')
+  """Whether weight decay acts on a parameter: not on norms, biases of any kind and embeddings."""
+  parent, _, name = path.rpartition('/')
+  return not ('embedding' in path or name in ('scale', 'bias') or parent.endswith('_bias'))
 
 
 def _stored_as(adam: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:

@@ -61,10 +61,27 @@ def test_rates_scale_updates_and_norms_do_not_decay():
 
 
 def test_what_decays_is_told_by_name_so_that_stacked_norms_do_not():
-  decayed = ('decoder_0/mlp/up/kernel', 'head', 'encoder/layer_0/relative_bias/table')
+  decayed = ('decoder_0/mlp/up/kernel', 'head', 'decoder_1/cross_attention/query/kernel')
   kept = ('decoder_0/mlp/norm/scale', 'decoder_0/mlp/up/bias', 'embedding/table')
+  kept += ('encoder/layer_0/relative_bias/table',)  # a bias in RETRO and T5
   assert all(is_decayed(path) for path in decayed)
   assert not any(is_decayed(path) for path in kept)
+
+
+def test_narrow_moments_that_are_taken_follow_gradients_that_fall():
+  """Of a gradient of 1, then 0.01, the update is within the 5 % that the bound allows."""
+  sizes = {}
+  for dtype in ('float32', 'bfloat16'):
+    config = AdamW(learning_rate=1.0, b2=0.96, moments_dtype=dtype, clip_norm=1e9)
+    adam = config.transforms({'kernel': jnp.ones(1)})[0]
+
+    def step(state, gradient, adam=adam):
+      updates, state = adam.update({'kernel': gradient[None]}, state)
+      return state, updates['kernel'][0]
+
+    gradients = jnp.concatenate([jnp.ones(200), jnp.full(1000, 0.01)])
+    sizes[dtype] = jax.lax.scan(step, adam.init({'kernel': jnp.ones(1)}), gradients)[1][-1]
+  assert float(sizes['bfloat16'] / sizes['float32']) == pytest.approx(1, abs=0.05)
 
 
 def test_narrow_moments_are_close_and_narrow():
@@ -84,25 +101,9 @@ def test_narrow_moments_are_close_and_narrow():
   assert not np.array_equal(params['bfloat16']['kernel'], params['float32']['kernel'])
 
 
-def test_schedule_ends_at_its_share():
-  rate = AdamW(learning_rate=1.0, final_lr_fraction=0.1, warmup_fraction=0.1).schedule(100)
-  assert float(rate(0)) == 0
-  assert float(rate(10)) == pytest.approx(1.0)
-  assert float(rate(100)) == pytest.approx(0.1)
-
-
 def test_freezing_everything_is_refused():
   with pytest.raises(StageError, match='freeze every parameter'):
     split_trainable(PARAMS, (('', 0.0),))
-
-
-def test_schedule_may_end_early_and_begin_at_once():
-  config = AdamW(learning_rate=1.0, warmup_fraction=0.0, decay_fraction=0.5)
-  rate = config.schedule(100)
-  assert float(rate(0)) == 1 and float(rate(25)) == pytest.approx(0.55)
-  assert float(rate(50)) == float(rate(100)) == pytest.approx(0.1)
-  constant = AdamW(learning_rate=1.0, warmup_fraction=0.0, final_lr_fraction=1.0).schedule(100)
-  assert {float(constant(n)) for n in (0, 1, 50, 100)} == {1.0}
 
 
 def test_any_factory_of_optax_by_its_name():
@@ -153,6 +154,13 @@ def test_a_misspelt_group_is_answered_with_what_is_near():
     {'final_lr_fraction': -0.1},
     {'decay_fraction': float('nan')},
     {'warmup_fraction': 0.5, 'decay_fraction': 0.2},
+    {'cooldown_fraction': 1.5},
+    {'cooldown_fraction': 0.9, 'warmup_fraction': 0.2, 'lr_schedule': 'wsd'},
+    {'lr_schedule': 'step'},
+    {'moments_dtype': 'float16'},
+    {'b2': 1.0},
+    {'b2': 0.98, 'moments_dtype': 'bfloat16'},
+    {'b1': 0.99, 'moments_dtype': 'bfloat16'},
     {'clip_norm': 0.0},
     {'learning_rate': float('inf')},
   ],
@@ -175,7 +183,9 @@ def test_layers_that_are_stacked_are_frozen_as_they_are_one_by_one(group):
   moved = {}
   for is_scanned in (False, True):
     params = stack_layers(single, config) if is_scanned else single
-    adam = AdamW(learning_rate=0.1, lr_multipliers=((group, 0.0), ('decoder_4/', 3.0)))
+    adam = AdamW(
+      learning_rate=0.1, clip_norm=0.1, lr_multipliers=((group, 0.0), ('decoder_4/', 3.0))
+    )
     trainable, frozen = split_trainable(params, adam.lr_multipliers)
     optimizer = adam.make(2, trainable)
     state, ones = optimizer.init(trainable), jax.tree.map(jnp.ones_like, trainable)
