@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from instructretro_jax.examples.stream import batches
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import configuration
 from instructretro_jax.text.documents import Problems
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,7 @@ def test_an_embedder(examples, tmp_path):
   vectors = embedder.load(tmp_path)(['a b', 'b a', 'c'])
   np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
   np.testing.assert_array_equal(vectors[0], vectors[1])
-  assert manifest.to_json(embedder) == {'class': 'my_module.HashedWords', 'width': 32}
+  assert configuration.to_json(embedder) == {'class': 'my_module.HashedWords', 'width': 32}
 
 
 def test_a_model_family(examples):

@@ -8,7 +8,7 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -56,6 +56,8 @@ class Perplexity(Stage):
   mesh: MeshConfig = ONE_DEVICE
   num_viewed: int = dataclasses.field(default=6, metadata=MAY_BE_0)
   seed: int = 0
+
+  only_how: ClassVar[frozenset[str]] = frozenset({'batch_size'})
 
   def __post_init__(self):
     if self.viewed_arm not in self.arms:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from instructretro_jax.evaluate.answers import METRICS, holds_answer, likeliest
 from instructretro_jax.evaluate.readers import (
@@ -70,6 +70,8 @@ class ZeroShot(Stage):
   batch_size: int = 8
   mesh: MeshConfig = ONE_DEVICE
   baseline: str | None = None
+
+  only_how: ClassVar[frozenset[str]] = frozenset({'batch_size'})
 
   def __post_init__(self):
     if not set(self.encoders) <= {'off', 'on'}:

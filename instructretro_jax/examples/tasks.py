@@ -13,7 +13,7 @@ import numpy as np
 from instructretro_jax.examples.instructions import Instructions
 from instructretro_jax.examples.mixture import Mixture
 from instructretro_jax.examples.sequences import ExampleSource, Sequences
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import configuration, manifest
 from instructretro_jax.questions.passage_windows import PassageNeighbours, read_passages
 from instructretro_jax.questions.questions import read_questions
 from instructretro_jax.retrieval.neighbours import NeighbourTable
@@ -67,7 +67,7 @@ class Task(abc.ABC):
 
     A position counts in this unit: only a task with the same order can go on from it.
     """
-    kind = manifest.class_name(type(self))
+    kind = configuration.class_name(type(self))
     return {'task': kind, 'seq_len': self.seq_len, 'examples': len(source)}
 
   def counts(self, source: ExampleSource) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class LanguageModel(Task):
         f'{folder} holds the split {cached.SPLIT}, not {split}: unset cache'
       )
     written = manifest.read_manifest(folder).plan.arguments
-    own = manifest.to_json(dataclasses.replace(self, cache=None))
+    own = configuration.to_json(dataclasses.replace(self, cache=None))
     if wrong := [name for name in own if own[name] != written['task'][name]]:
       raise manifest.StageError(
         f'{folder} holds examples with other values of {wrong}: '
@@ -193,7 +193,7 @@ class InstructionTuning(Task):
     return super().order(root, source) | {
       'questions': manifest.read_manifest(root / self.questions).fingerprint,
       'is_packed': self.is_packed,
-      'rates': manifest.to_json(self.rates),
+      'rates': configuration.to_json(self.rates),
     }
 
   @property

@@ -14,7 +14,7 @@ from instructretro_jax.examples.tasks import InstructionTuning
 from instructretro_jax.interop import huggingface, safetensor_files
 from instructretro_jax.model.config import RetroConfig, decoder_differences, retrieval_differences
 from instructretro_jax.model.param_groups import has_retrieval
-from instructretro_jax.pipeline import foreign, manifest, stage
+from instructretro_jax.pipeline import configuration, foreign, manifest, stage
 from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.manifest import StageError
@@ -252,7 +252,7 @@ def _given_vocabulary(tokenizer: Path) -> vocabulary.Vocabulary | None:
 def _template_of_tuning(checkpoint: Path, vocab: vocabulary.Vocabulary) -> str | None:
   """The form that a checkpoint was tuned in; None if it was not."""
   arguments = manifest.read_manifest(checkpoint).plan.arguments
-  if (arguments.get('task') or {}).get('class') != manifest.class_name(InstructionTuning):
+  if (arguments.get('task') or {}).get('class') != configuration.class_name(InstructionTuning):
     return None
   form = format_of(vocab)
   return form.template() if isinstance(form, ChatFormat) else vocab.chat_template

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from instructretro_jax.model.config import require_in
 from instructretro_jax.model.kernels import ATTENTIONS
@@ -22,6 +23,8 @@ class Execution:
     remat: what the backward pass keeps of a layer, the rest is recomputed (model/remat.py).
     scan_layers: compile repeating groups of layers once (model/layer_groups.py).
   """
+
+  only_how: ClassVar[frozenset[str]] = frozenset({'attention', 'remat', 'scan_layers'})
 
   dtype: str = 'float32'
   attention: str = 'dot_product'

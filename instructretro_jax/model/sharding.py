@@ -6,7 +6,7 @@ import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -48,6 +48,8 @@ class MeshConfig:
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+
+  only_how: ClassVar[frozenset[str]] = frozenset({'data', 'fsdp', 'tensor'})
 
   @property
   def shape(self) -> tuple[int, ...]:

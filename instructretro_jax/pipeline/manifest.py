@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import difflib
 import errno
@@ -10,13 +10,9 @@ import hashlib
 import importlib.metadata
 import json
 from pathlib import Path
-import types
-import typing
-from typing import Any, TypeVar
+from typing import Any
 
 from instructretro_jax.pipeline.atomic import atomic
-
-T = TypeVar('T')
 
 MANIFEST = 'manifest.json'
 _PLAN = 'plan.json'
@@ -47,11 +43,20 @@ def in_words(error: OSError) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Everything that decides the bytes a stage writes, known before it runs."""
+  """What a stage is asked, known before it runs.
+
+  `execution` decides nothing but the rounding of what it writes, and is no part of its identity.
+  """
 
   stage: str  # class of the stage
   arguments: Mapping[str, Any]  # JSON form of its fields
   inputs: Mapping[str, str]  # upstream folder -> fingerprint
+  execution: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # by path of a field
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """What two plans of the same result have in common."""
+    return {'stage': self.stage, 'arguments': self.arguments, 'inputs': self.inputs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Manifest:
   @property
   def fingerprint(self) -> str:
     """Changes when the plan, the counts or any listed byte changes; not with package versions."""
-    content = [dataclasses.asdict(self.plan), self.counts, self.files]
+    content = [self.plan.identity, self.counts, self.files]
     return hashlib.sha256(_canonical(content).encode()).hexdigest()
 
 
@@ -112,20 +117,32 @@ def is_finished(folder: Path) -> bool:
   return (folder / MANIFEST).exists()
 
 
-def check_plan(folder: Path, plan: Plan) -> bool:
+def has_begun(folder: Path) -> bool:
+  """Whether anything was made there; of an attempt that was refused there is a plan alone."""
+  return folder.is_dir() and any(path.name != _PLAN for path in folder.iterdir())
+
+
+def check_plan(
+  folder: Path, plan: Plan, extends: Callable[[Mapping[str, Any]], bool] = lambda there: False
+) -> bool:
   """Says whether `folder` already holds what `plan` asks for, finished.
+
+  Args:
+    extends: whether a stage that was made, or begun, with other arguments is gone on from.
 
   Raises StageError, with the differing lines, if the folder was made (or begun) with another plan,
   or if a file that its manifest lists is missing or has another size.
   """
+  there = recorded_plan(folder)
+  if there is None:
+    return False
   if not is_finished(folder):
-    there = recorded_plan(folder)
-    # where there is a plan alone, as after an attempt that was refused, another may be tried
-    if there is not None and [path.name for path in folder.iterdir()] != [_PLAN]:
-      _refuse_other_plan(folder, there, plan)
+    if has_begun(folder):
+      _is_same(folder, there, plan, extends)
+    return False
+  if not _is_same(folder, there, plan, extends):
     return False
   manifest = read_manifest(folder)
-  _refuse_other_plan(folder, manifest.plan, plan)
   for name, entry in manifest.files.items():
     path = folder / name
     if not path.exists() or path.stat().st_size != entry['bytes']:
@@ -134,8 +151,9 @@ def check_plan(folder: Path, plan: Plan) -> bool:
 
 
 def begin(folder: Path, plan: Plan) -> None:
-  """Marks a folder as being filled according to `plan`."""
+  """Marks a folder as being filled according to `plan`, and as no longer finished."""
   write_text(folder / _PLAN, _canonical(dataclasses.asdict(plan)))
+  (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def commit(folder: Path, plan: Plan, counts: Mapping[str, Any], unlisted: frozenset[str]) -> None:
@@ -178,63 +196,6 @@ def file_sha256(path: Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def to_json(value: Any) -> Any:
-  """JSON form of a configuration value; dataclasses keep their class name."""
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return {'class': class_name(type(value)), **fields}
-  if isinstance(value, Mapping):
-    return {str(k): to_json(v) for k, v in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [to_json(v) for v in value]
-  if value is None or isinstance(value, (bool, int, float, str)):
-    return value
-  if isinstance(value, Path):
-    return str(value)
-  raise TypeError(f'{value!r} of {type(value).__name__} cannot be part of a stage configuration')
-
-
-def class_name(kind: type) -> str:
-  """The name of a class in a manifest: that of its module stands before it if it is not ours."""
-  is_ours = kind.__module__.partition('.')[0] == __name__.partition('.')[0]
-  return kind.__name__ if is_ours else f'{kind.__module__}.{kind.__qualname__}'
-
-
-def from_json(kind: type[T], content: Mapping[str, Any]) -> T:
-  """The inverse of `to_json` for a dataclass; those inside of it are named by its annotations.
-
-  Raises StageError if the content is of another class, or has not exactly its fields.
-  """
-  fields = {name: value for name, value in content.items() if name != 'class'}
-  hints = typing.get_type_hints(kind)
-  expected = {field.name for field in dataclasses.fields(kind)}
-  if content.get('class') != class_name(kind) or fields.keys() != expected:
-    wrong = sorted(fields.keys() ^ expected)
-    raise StageError(
-      f'what was recorded as {content.get("class")} is no {class_name(kind)} of this version '
-      f'(fields that differ: {wrong}): make it again'
-    )
-  return kind(**{name: _from_json(hints[name], value) for name, value in fields.items()})
-
-
-def _from_json(hint: Any, value: Any) -> Any:
-  alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
-  if isinstance(value, Mapping) and 'class' in value:
-    named = [k for k in alternatives if dataclasses.is_dataclass(k)]
-    kind = next((k for k in named if class_name(k) == value['class']), None)
-    if kind is None:
-      raise StageError(f'what was recorded as {value["class"]} is none of {named}: make it again')
-    return from_json(kind, value)
-  if isinstance(value, list):
-    hints = next((typing.get_args(k) for k in alternatives if typing.get_origin(k) is tuple), ())
-    return tuple(_from_json(hints[0] if hints else Any, item) for item in value)
-  return value
-
-
-def _is_union(hint: Any) -> bool:
-  return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
@@ -253,15 +214,17 @@ def _canonical(value: Any) -> str:
   return json.dumps(value, sort_keys=True, separators=(',', ':'))
 
 
-def refuse_other_arguments(folder: Path, there: Plan, kind: str, arguments: Any) -> None:
-  """Raises StageError, with the differing lines, if a plan is of another stage or arguments."""
-  _refuse_other_plan(folder, there, Plan(kind, arguments, there.inputs))
-
-
-def _refuse_other_plan(folder: Path, there: Plan, asked: Plan) -> None:
-  if _canonical(dataclasses.asdict(there)) == _canonical(dataclasses.asdict(asked)):
-    return
-  in_full = lambda plan: json.dumps(dataclasses.asdict(plan), indent=1, sort_keys=True)
+def _is_same(
+  folder: Path, there: Plan, asked: Plan, extends: Callable[[Mapping[str, Any]], bool]
+) -> bool:
+  """Whether a plan is the same; not, if the one extends the other; else raises StageError."""
+  if _canonical(there.identity) == _canonical(asked.identity):
+    return True
+  if dataclasses.replace(asked, arguments=there.arguments).identity == there.identity and extends(
+    there.arguments
+  ):
+    return False
+  in_full = lambda plan: json.dumps(plan.identity, indent=1, sort_keys=True)
   diff = difflib.unified_diff(
     in_full(there).splitlines(),
     in_full(asked).splitlines(),

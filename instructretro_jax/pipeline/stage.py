@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 import inspect
@@ -9,7 +10,7 @@ from pathlib import Path
 import shutil
 from typing import Any, ClassVar
 
-from instructretro_jax.pipeline import manifest, root_lock
+from instructretro_jax.pipeline import configuration, manifest, root_lock
 from instructretro_jax.pipeline.atomic import is_of_full_disk, remove_partial
 from instructretro_jax.pipeline.content import input_hashes
 from instructretro_jax.pipeline.hosts import ONE, Hosts
@@ -19,9 +20,10 @@ from instructretro_jax.pipeline.hosts import ONE, Hosts
 class Stage:
   """Base of all stages. Subclasses are frozen dataclasses that gin builds.
 
-  Every field is part of the stage's identity and must be JSON-like: numbers, strings, tuples,
-  mappings or other dataclasses. A field that names an upstream stage is listed by `reads`. Files
-  that a field names are part of it by their content, where it or what it holds has `input_files`.
+  Every field must be JSON-like: numbers, strings, tuples, mappings or other dataclasses. All are
+  part of the stage's identity but those listed in `only_how` (pipeline/configuration.py). A field
+  that names an upstream stage is listed by `reads`. Files that a field names are part of it by
+  their content, where it or what it holds has `input_files`.
   """
 
   name: str  # folder below the root of the run
@@ -34,6 +36,15 @@ class Stage:
   def reads(self) -> tuple[str, ...]:
     """Names of the stages whose folders `build` reads."""
     return ()
+
+  def extends(self, there: Mapping[str, Any]) -> bool:
+    """Whether `build` goes on from what was made with other arguments, which else are refused.
+
+    Args:
+      there: those arguments, as `configuration.identity` gives them.
+    """
+    del there
+    return False
 
   def summary(self) -> str:
     """What `build` does, in one sentence for the log: the first line of the docstring."""
@@ -54,13 +65,26 @@ def plan(stage: Stage, root: Path) -> manifest.Plan:
   inputs = {name: manifest.read_manifest(root / name).fingerprint for name in stage.reads()}
   recorded = manifest.recorded_plan(root / stage.name)
   inputs |= input_hashes(stage, {} if recorded is None else recorded.inputs)
-  return manifest.Plan(type(stage).__name__, manifest.to_json(stage), inputs)
+  return _plan(stage, inputs)
+
+
+def _plan(stage: Stage, inputs: Mapping[str, str]) -> manifest.Plan:
+  how = configuration.execution(stage)
+  return manifest.Plan(type(stage).__name__, configuration.identity(stage), inputs, how)
+
+
+def is_up_to_date_but_for_inputs(stage: Stage, root: Path) -> bool:
+  """As `is_up_to_date`, as if what the stage reads were what it has read."""
+  there = manifest.recorded_plan(root / stage.name)
+  if there is None:
+    return False
+  return manifest.check_plan(root / stage.name, _plan(stage, there.inputs), stage.extends)
 
 
 def is_up_to_date(stage: Stage, root: Path) -> bool:
   """Whether `run` would do nothing. Raises StageError if the folder holds something else."""
   folder = root / stage.name
-  if not manifest.check_plan(folder, plan(stage, root)):
+  if not manifest.check_plan(folder, plan(stage, root), stage.extends):
     return False
   for name in sorted(stage.unlisted - {'logs'}):
     if not any((folder / name).glob('*')):

@@ -17,6 +17,7 @@ class State(enum.Enum):
 
   DONE = 'up to date'
   RUNS = 'would run'
+  EXTENDS = 'would go on from what is finished'
   DEPENDS = 'up to date if what it reads comes out the same'
   REFUSED = 'refused'
 
@@ -52,18 +53,22 @@ def _status(
     return Status(member, State.REFUSED, words)
   if member.name in discarded:
     return Status(member, State.RUNS, 'would run anew')
+  if longer := [one.member.name for one in upstream if one.state is State.EXTENDS]:
+    if manifest.has_begun(root / member.name):
+      words = f'{root / member.name} was made of {longer[0]}, which would go on'
+      error = StageError(f'{words}: rebuild it, and what follows, with --rebuild={member.name}')
+      return Status(member, State.REFUSED, words, error)
+    return Status(member, State.RUNS, State.RUNS.value)
   moving = [one.member.name for one in upstream if one.state in (State.RUNS, State.DEPENDS)]
   try:
     if not moving:
       done = stage.is_up_to_date(member, root)
     else:
-      there = manifest.recorded_plan(root / member.name)
-      if there is not None:
-        asked = type(member).__name__, manifest.to_json(member)
-        manifest.refuse_other_arguments(root / member.name, there, *asked)
-      done = manifest.is_finished(root / member.name)
+      done = stage.is_up_to_date_but_for_inputs(member, root)
   except StageError as error:
     return Status(member, State.REFUSED, str(error).splitlines()[0], error)
+  if not done and manifest.is_finished(root / member.name):
+    return Status(member, State.EXTENDS, State.EXTENDS.value)
   if not done:
     return Status(member, State.RUNS, State.RUNS.value)
   if moving:

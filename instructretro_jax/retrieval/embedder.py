@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import configuration, manifest
 
 # the modules of those that come with this package, by the name that a manifest has for them
 _MODULES = {
@@ -50,7 +50,7 @@ def from_manifest(recorded: Mapping[str, Any]) -> Embedder:
       f'the embedder {name} is none of {sorted(_MODULES)} and cannot be imported ({error}): put '
       'its module on the path'
     ) from error
-  return manifest.from_json(found, recorded)
+  return configuration.from_json(found, recorded)
 
 
 def normalize(x_MS: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import hashlib
 import json
@@ -20,15 +20,16 @@ import orbax.checkpoint as ocp
 from instructretro_jax.array_types import Params
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.execution import Execution
-from instructretro_jax.model.layer_groups import locate, unstack_layers
+from instructretro_jax.model.layer_groups import layer_paths, locate, unstack_layers
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import configuration, manifest
 from instructretro_jax.pipeline.notes import note
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams
 from instructretro_jax.train.state import abstract_params
 from instructretro_jax.train.step import TrainState
 
+_RECORD = Path('record', 'metadata')  # in the folder of a checkpoint
 _PIECE_BYTES = 1 << 30  # of an array spread over processes that one of them holds at a time
 
 
@@ -38,7 +39,8 @@ class Checkpoints:
   Every process of the run makes the same calls: each writes and reads what its devices hold.
 
   A checkpoint holds the state and a JSON record: the model's configuration and execution, the
-  vocabulary's fingerprint, and the seed of the data with the position after the last example seen.
+  vocabulary's fingerprint, the numbers of steps that it was trained for (of each time that it was
+  trained longer), and the seed of the data with the position after the last example seen.
   """
 
   def __init__(self, folder: Path, keep: int = 2):
@@ -58,17 +60,26 @@ class Checkpoints:
     self._manager.save(int(state.step), args=arguments, force=True)
     self._manager.wait_until_finished()
 
-  def restore(self, abstract: TrainState) -> TrainState | None:
-    """The latest state, placed as the shardings of `abstract` say; None if there is none.
+  def restore(
+    self, abstract_of: Callable[[Execution], TrainState]
+  ) -> tuple[TrainState, dict[str, Any]] | None:
+    """The latest state and its record; None if there is none.
 
-    One that is damaged is moved to logs/damaged and named, and the one before is taken. Raises
-    StageError if there is none before it, or on many hosts, of which not all may see the damage.
+    One that is damaged is moved to logs/damaged and named, and the one before is taken.
+
+    Args:
+      abstract_of: shapes and shardings of a state that was saved under an execution.
+
+    Raises StageError if a damaged one has none before it, or on many hosts, of which not all may
+    see the damage.
     """
-    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract)))
     said = None
     while (step := self._manager.latest_step()) is not None:
       try:
-        return TrainState(**self._manager.restore(step, args=arguments)['state'])
+        record = _read_record(self._folder / str(step))
+        there = configuration.from_json(Execution, record['execution'])
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract_of(there))))
+        return TrainState(**self._manager.restore(step, args=arguments)['state']), record
       except Exception as error:  # whatever a library makes of a file that is cut, empty or gone
         place = self._folder / str(step)
         said = f'the checkpoint {place} cannot be read ({_first_line(error)})'
@@ -95,7 +106,7 @@ class Checkpoints:
 
 def model_record(config: RetroConfig, execution: Execution) -> dict[str, Any]:
   """The part of a checkpoint's record that says what the model is, and how it was computed."""
-  return {'model': manifest.to_json(config), 'execution': manifest.to_json(execution)}
+  return {'model': configuration.to_json(config), 'execution': configuration.to_json(execution)}
 
 
 class Checkpoint:
@@ -112,9 +123,8 @@ class Checkpoint:
   @functools.cached_property
   def record(self) -> dict[str, Any]:
     """What stands beside the state; see `Checkpoints`."""
-    path = self._state.parent / 'record' / 'metadata'
     try:
-      record = json.loads(path.read_text(encoding='utf-8'))
+      record = _read_record(self._state.parent)
     except (OSError, ValueError) as error:
       raise _damaged(self._state.parent, error) from error
     if 'execution' not in record:
@@ -127,18 +137,18 @@ class Checkpoint:
   @property
   def stamp(self) -> str:
     """Changes when the folder gets another checkpoint, or its place; cheap, and no checksum."""
-    record = self._state.parent / 'record' / 'metadata'
+    record = self._state.parent / _RECORD
     return f'{record.resolve()} {record.stat().st_mtime_ns}'
 
   @functools.cached_property
   def config(self) -> RetroConfig:
     """What changes the logits of the weights."""
-    return manifest.from_json(RetroConfig, self.record['model'])
+    return configuration.from_json(RetroConfig, self.record['model'])
 
   @functools.cached_property
   def execution(self) -> Execution:
     """How the weights were trained."""
-    return manifest.from_json(Execution, self.record['execution'])
+    return configuration.from_json(Execution, self.record['execution'])
 
   @functools.cached_property
   def _metadata(self) -> dict[str, dict[str, Any]]:
@@ -225,6 +235,10 @@ def _open_alone() -> ocp.Checkpointer:
   return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=options)
 
 
+def _read_record(checkpoint: Path) -> dict[str, Any]:
+  return json.loads((checkpoint / _RECORD).read_text(encoding='utf-8'))
+
+
 def _latest(stage_folder: Path) -> Path:
   folder = (stage_folder / 'checkpoints').absolute()
   steps = sorted(int(p.name) for p in folder.glob('[0-9]*') if p.name.isdigit())
@@ -245,12 +259,18 @@ def _first_line(error: Exception) -> str:
 
 
 def params_sha256(params: Params | LazyParams) -> str:
-  """Identifies parameters by path and bytes; every process that holds a part must call it."""
+  """Identifies parameters by path, with one entry a layer, and bytes.
+
+  Every process that holds a part must call it.
+  """
   digest = hashlib.sha256()
-  for path, x in sorted(traverse_util.flatten_dict(params, sep='/').items()):
+  flat = traverse_util.flatten_dict(params, sep='/')
+  held = [(n, p, i) for p, x in flat.items() for i, n in enumerate(layer_paths(p, x.shape))]
+  for name, path, index in sorted(held):
+    x = flat[path]
     x = x.read() if isinstance(x, LazyArray) else x
-    digest.update(path.encode() + b'\0')
-    for piece in _on_host(x):
+    digest.update(name.encode() + b'\0')
+    for piece in _on_host(x if name == path else x[index]):
       digest.update(piece.tobytes())
   return digest.hexdigest()
 

@@ -42,10 +42,11 @@ def compile_step(
   with_retrieval: bool,
   gate: float | str,
   num_microbatches: int,
+  warmup_of: int | None = None,
 ) -> CompiledStep:
   """The step on a mesh, which may be one of chips that are not here; compiled at its first call."""
   params = abstract_params(model, with_retrieval, mesh, scan_layers=execution.scan_layers)
-  state, transformation = abstract_state(params, optimizer, num_steps)
+  state, transformation = abstract_state(params, optimizer, num_steps, warmup_of)
   step = make_train_step(Retro(model, execution), transformation, gate, num_microbatches)
   # moments keep their places, whatever the compiler would choose
   places = (shardings_of(state), None)

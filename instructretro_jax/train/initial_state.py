@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from pathlib import Path
@@ -23,7 +24,13 @@ from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.train.checkpoint import Checkpoint, Checkpoints
 from instructretro_jax.train.compiled_step import CompiledStep
-from instructretro_jax.train.state import abstract_params, first_state, fresh_params, shardings_of
+from instructretro_jax.train.state import (
+  abstract_params,
+  first_state,
+  fresh_params,
+  relaid,
+  shardings_of,
+)
 from instructretro_jax.train.step import TrainState
 
 
@@ -93,24 +100,30 @@ class Initializer:
 def first_or_latest(
   checkpoints: Checkpoints,
   initializer: Initializer,
-  step: CompiledStep,
+  step_of: Callable[[bool], CompiledStep],
   given_by: Path | None,
   *,
   scan_layers: bool,
-) -> TrainState:
-  """The state of the latest checkpoint if there is one, else that of step 0.
+) -> tuple[TrainState, dict[str, Any]]:
+  """The state of the latest checkpoint, and its record, if there is one, else that of step 0.
 
   Args:
-    step: takes the state, and says where its arrays go.
-    scan_layers: whether the state holds repeating layers stacked.
+    step_of: takes the state, and says where its arrays go; of whether layers are stacked.
+    scan_layers: whether the state is to hold repeating layers stacked.
   """
-  if (latest := checkpoints.restore(step.state)) is not None:
-    return latest
+  step = step_of(scan_layers)
+  abstract_of = lambda there: step_of(there.scan_layers).state
+  if (latest := checkpoints.restore(abstract_of)) is not None:
+    state, record = latest
+    was_scanned = record['execution']['scan_layers']
+    if was_scanned != scan_layers:
+      state = relaid(state, step.state, initializer.model, was_scanned)
+    return state, record
   params = step.state.params
   mesh = jax.tree.leaves(params)[0].sharding.mesh
   stack = functools.partial(stack_layers, config=initializer.model, scan_layers=scan_layers)
   stack = jax.jit(stack, out_shardings=shardings_of(params))
-  return first_state(stack(initializer.params(mesh, given_by)), step.optimizer, step.state)
+  return first_state(stack(initializer.params(mesh, given_by)), step.optimizer, step.state), {}
 
 
 def first_example(given: Path, name: str, data_seed: int, order: dict[str, Any]) -> int:

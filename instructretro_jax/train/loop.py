@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,12 +21,13 @@ from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.param_groups import RETRIEVAL
 from instructretro_jax.model.retro import is_open
 from instructretro_jax.model.sharding import MeshConfig, local_rows, make_mesh, put_batches
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import configuration, manifest
 from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.text import vocabulary
 from instructretro_jax.train.checkpoint import Checkpoints, model_record, params_sha256
 from instructretro_jax.train.compiled_step import CompiledStep, compile_step
+from instructretro_jax.train.execution_log import note_execution
 from instructretro_jax.train.gates import RANDOM, with_random_gates
 from instructretro_jax.train.initial_state import Initializer, first_example, first_or_latest
 from instructretro_jax.train.metrics import TrainLog
@@ -108,6 +111,7 @@ class Train(Stage):
 
   unlisted: ClassVar[frozenset[str]] = frozenset({'logs', 'checkpoints'})
   on_all_hosts: ClassVar[bool] = True
+  only_how: ClassVar[frozenset[str]] = frozenset({'num_microbatches', 'checkpoint_every'})
 
   @property
   def with_retrieval(self) -> bool:
@@ -124,6 +128,26 @@ class Train(Stage):
     """The stages whose folders `build` reads."""
     return (*self.task.reads(), *([self.init_from] if self.init_from else []))
 
+  def extends(self, there: Mapping[str, Any]) -> bool:
+    """Whether these are the arguments of this arm with fewer steps.
+
+    Raises StageError if they are, but its learning rates would have been others from the first.
+    """
+    fewer = there.get('num_steps', 0)
+    if there | {'num_steps': self.num_steps} != configuration.identity(self) or (
+      fewer >= self.num_steps
+    ):
+      return False
+    if not self.optimizer.is_open_ended:
+      raise manifest.StageError(
+        f'{self.name} was to be trained for {fewer} steps, and its cosine schedule falls to the '
+        f'final rate at the last of them: with {self.num_steps} all rates would have been others. '
+        f'Train another arm from it (init_from = {self.name!r}), with moments and rates of its '
+        f'own, or this one anew with --rebuild={self.name}. Arms with lr_schedule = '
+        "'wsd' or final_lr_fraction = 1.0 can be trained longer"
+      )
+    return True
+
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     """Trains from the latest checkpoint on."""
     fingerprint = self._check_vocabulary(vocabulary.load(root / self.task.vocabulary))
@@ -137,15 +161,19 @@ class Train(Stage):
     mesh = make_mesh(self.mesh)
     checkpoints = Checkpoints(folder / 'checkpoints')
     with jax.set_mesh(mesh):
-      step = self.compile_step(mesh)
-      state = first_or_latest(
+      step_of = functools.cache(functools.partial(self.compile_step, mesh))
+      state, latest = first_or_latest(
         checkpoints,
         self._initializer(fingerprint),
-        step,
+        step_of,
         given,
         scan_layers=self.execution.scan_layers,
       )
-      done = int(state.step)
+      done, lengths = int(state.step), latest.get('num_steps', [])
+      if self.num_steps not in lengths:
+        lengths.append(self.num_steps)
+      step = step_of(self.execution.scan_layers, lengths[0])
+      note_execution(self, mesh, folder / 'logs', done)
       place = {
         'seed': self.data_seed,
         'start': first + done * self.batch_size,
@@ -155,32 +183,43 @@ class Train(Stage):
       stream = batches(source, stop=first + self.num_steps * self.batch_size, **place)
       if self.gate == RANDOM:
         stream = with_random_gates(stream, **place)
-      log = self._open_log(folder / 'logs', done)
+      log = self._open_log(folder / 'logs', done, lengths[0])
       placed = put_batches(map(_for_model, stream), mesh, self.batch_size)
       for n, batch in enumerate(placed, start=done + 1):
         state, metrics = step.function(state, batch)
         log.add(n, metrics)
         if n % self.checkpoint_every == 0 or n == self.num_steps:
-          log.flush()
+          log.flush(state)
           example = first + n * self.batch_size
           position = {'data_seed': self.data_seed, 'example': example, 'order': order}
-          checkpoints.save(state, record | {'data': position})
+          checkpoints.save(state, record | {'data': position, 'num_steps': lengths})
           log.last_good = n
       log.close()
     checkpoints.close()
-    return {'steps': int(state.step), **self.task.counts(source), **_param_counts(state)}
+    longer = {'trained_longer_from': lengths[:-1]} if lengths[:-1] else {}
+    counts = self.task.counts(source) | _param_counts(state) | longer
+    return {'steps': int(state.step), **counts}
 
-  def compile_step(self, mesh: Any) -> CompiledStep:
-    """The step of this arm on a mesh, which may be one of chips that are not here."""
+  def compile_step(
+    self, mesh: Any, scan_layers: bool | None = None, warmup_of: int | None = None
+  ) -> CompiledStep:
+    """The step of this arm on a mesh, which may be one of chips that are not here.
+
+    Args:
+      scan_layers: how the state holds layers; as `execution` says if not given.
+      warmup_of: as in `Optimizer.schedule`.
+    """
+    given = self.execution.scan_layers if scan_layers is None else scan_layers
     return compile_step(
       self.model,
-      self.execution,
+      dataclasses.replace(self.execution, scan_layers=given),
       self.optimizer,
       mesh,
       num_steps=self.num_steps,
       with_retrieval=self.with_retrieval,
       gate=self.gate,
       num_microbatches=self.num_microbatches,
+      warmup_of=warmup_of,
     )
 
   def _initializer(self, fingerprint: str) -> Initializer:
@@ -210,13 +249,13 @@ class Train(Stage):
         'learned positions: lower seq_len of the task, or raise max_len of the model'
       )
 
-  def _open_log(self, folder: Path, first_step: int) -> TrainLog:
+  def _open_log(self, folder: Path, first_step: int, warmup_of: int) -> TrainLog:
     return TrainLog(
       folder,
       self.name,
       first_step=first_step,
       num_steps=self.num_steps,
-      rates=self.optimizer.schedule(self.num_steps),
+      rates=self.optimizer.schedule(self.num_steps, warmup_of),
       is_writer=Hosts.here().is_main,
     )
 

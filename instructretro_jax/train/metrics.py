@@ -14,8 +14,8 @@ import tensorboardX
 from instructretro_jax.array_types import Array
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.progress import Bar
-
-_WORDS = {'grad_norm': 'norm of the gradient'}
+from instructretro_jax.train.finite import not_finite
+from instructretro_jax.train.step import PART_NORM, TrainState
 
 
 class TrainLog:
@@ -44,7 +44,9 @@ class TrainLog:
     if is_writer:
       folder.mkdir(parents=True, exist_ok=True)
       self._drop_after(first_step)
-      self._writer = tensorboardX.SummaryWriter(str(folder / 'tensorboard'))
+      self._writer = tensorboardX.SummaryWriter(
+        str(folder / 'tensorboard'), purge_step=first_step + 1
+      )
       self._bar = Bar(total=num_steps, initial=first_step, desc=name, unit='step', mininterval=2)
 
   def add(self, step: int, metrics: Mapping[str, Array]) -> None:
@@ -55,16 +57,30 @@ class TrainLog:
     self._write()
     self._pending = (step, metrics)
 
-  def flush(self) -> None:
-    """Writes the last step; a checkpoint may then name it good."""
+  def flush(self, state: TrainState) -> None:
+    """Writes the last step; what came of it may then be saved, and named good.
+
+    Raises StageError, on every process, if the state is not finite.
+    """
     self._write()
+    step = self._pending[0] if self._pending else self.last_good
     self._pending = None
+    if (wrong := not_finite(state)) is not None:
+      raise self._diverged(f'the update of step {step} made {wrong} not finite')
 
   def close(self) -> None:
     """Ends the bar and the curves."""
     if self._is_writer:
       self._bar.close()
       self._writer.close()
+
+  def _diverged(self, what: str) -> manifest.StageError:
+    good = f'step {self.last_good}' if self.last_good else 'none'
+    return manifest.StageError(
+      f'{self._name}: {what}. Last good checkpoint: {good}, '
+      f'in {self._folder.parent / "checkpoints"}. Lower the learning rate and train again '
+      f'with --rebuild={self._name}.'
+    )
 
   @property
   def _path(self) -> Path:
@@ -82,13 +98,9 @@ class TrainLog:
     step, metrics = self._pending
     values = {name: float(x) for name, x in metrics.items()}
     if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
-      good = f'step {self.last_good}' if self.last_good else 'none'
-      raise manifest.StageError(
-        f'{self._name}: the {_WORDS.get(wrong[0], wrong[0])} of step {step} is '
-        f'{values[wrong[0]]}. Last good checkpoint: {good}, '
-        f'in {self._folder.parent / "checkpoints"}. Lower the learning rate and train again '
-        f'with --rebuild={self._name}.'
-      )
+      first = f'the {_in_words(wrong[0])} of step {step} is {values[wrong[0]]}'
+      parts = [name.removeprefix(PART_NORM) for name in wrong if name.startswith(PART_NORM)]
+      raise self._diverged(first + (f' (gradients of {", ".join(parts)})' if parts else ''))
     if not self._is_writer:
       return
     now = time.monotonic()
@@ -96,10 +108,14 @@ class TrainLog:
     values['tokens_per_s'] = round(values.pop('tokens') / max(1e-9, now - self._clock), 1)
     self._clock = now
     with self._path.open('a') as file:
-      file.write(json.dumps({'step': step, **values}) + '\n')
+      file.write(json.dumps({'step': step, **values}, allow_nan=False) + '\n')
     for name, value in values.items():
       self._writer.add_scalar(name, value, step)
     self._bar.update(1)
     self._bar.set_postfix(
       loss=f'{values["loss"]:.3f}', tokens_per_s=f'{values["tokens_per_s"]:.0f}', refresh=False
     )
+
+
+def _in_words(metric: str) -> str:
+  return 'norm of the gradient' if metric.startswith('grad_norm') else metric

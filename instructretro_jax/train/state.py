@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 import optax
 
-from instructretro_jax.array_types import Params
+from instructretro_jax.array_types import Array, Params
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.execution import Execution
+from instructretro_jax.model.layer_groups import layer_paths, unstack_layers
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import param_shardings
@@ -58,14 +60,15 @@ def fresh_params(config: RetroConfig, seed: int, abstract: Params) -> Params:
 
 
 def abstract_state(
-  params: Params, config: Optimizer, num_steps: int
+  params: Params, config: Optimizer, num_steps: int, warmup_of: int | None = None
 ) -> tuple[TrainState, optax.GradientTransformation]:
   """Shapes, dtypes and shardings of the state with these abstract parameters, and its optimizer.
 
-  Moments lie as their parameters do; counters are whole on every device.
+  The numbers of steps are those of `Optimizer.schedule`. Moments lie as their parameters do;
+  counters are whole on every device.
   """
   trainable, frozen = split_trainable(params, config.lr_multipliers)
-  optimizer = config.make(num_steps, trainable)
+  optimizer = config.make(num_steps, trainable, warmup_of)
   mesh = next(iter(trainable.values())).sharding.mesh
   everywhere = NamedSharding(mesh, PartitionSpec())
   whole = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
@@ -89,6 +92,46 @@ def first_state(
   shardings = shardings_of((abstract.step, abstract.opt_state))
   step, opt_state = jax.jit(init, out_shardings=shardings)(trainable)
   return TrainState(step, trainable, frozen, opt_state)
+
+
+def relaid(
+  state: TrainState, abstract: TrainState, config: RetroConfig, scan_layers: bool
+) -> TrainState:
+  """A state in another form of its layers (model/layer_groups.py), one by one or stacked.
+
+  Args:
+    abstract: the state to be.
+    scan_layers: whether `state` holds repeating layers stacked.
+
+  Moments of parameters that are trained in one form only, as frozen layers are in a stack whose
+  others train, are 0.
+  """
+
+  def relay(flat: dict[str, Array], like: Mapping[str, Any]) -> dict[str, Array]:
+    nested = traverse_util.unflatten_dict(flat, sep='/')
+    single = traverse_util.flatten_dict(unstack_layers(nested, config, scan_layers), sep='/')
+    made, dtype = {}, next(iter(flat.values())).dtype
+    for path, x in like.items():
+      names = layer_paths(path, x.shape)
+      if names == (path,):
+        made[path] = single.get(path, jnp.zeros(x.shape, dtype))
+      else:
+        zeros = jnp.zeros(x.shape[1:], dtype)
+        made[path] = jnp.stack([single.get(name, zeros) for name in names])
+    return made
+
+  def convert(state: TrainState) -> TrainState:
+    params = {**state.trainable, **state.frozen}
+    of_params = lambda x: isinstance(x, dict) and x.keys() == state.trainable.keys()
+    opt_state = jax.tree.map(
+      lambda x: relay(x, abstract.trainable) if of_params(x) else x,
+      state.opt_state,
+      is_leaf=of_params,
+    )
+    trainable, frozen = (relay(params, part) for part in (abstract.trainable, abstract.frozen))
+    return TrainState(state.step, trainable, frozen, opt_state)
+
+  return jax.jit(convert, out_shardings=shardings_of(abstract))(state)
 
 
 def shardings_of(abstract: Any) -> Any:

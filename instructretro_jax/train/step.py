@@ -12,10 +12,14 @@ import jax.numpy as jnp
 import optax
 
 from instructretro_jax.array_types import Array, Batch, Params
+from instructretro_jax.model.layer_groups import layer_paths
+from instructretro_jax.model.param_groups import part_of
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.losses import token_losses, total_loss
 from instructretro_jax.train.multipliers import join_params
+
+PART_NORM = 'grad_norm/'  # and a part of the model: a metric
 
 
 @flax.struct.dataclass
@@ -90,12 +94,21 @@ def make_train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     tokens = (batch['segments'] > 0).sum()  # of the whole batch, whoever read it
     metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads), 'tokens': tokens}
+    metrics |= _norms_of_parts(grads)
     trainable = optax.apply_updates(state.trainable, updates)
     return dataclasses.replace(
       state, step=state.step + 1, trainable=trainable, opt_state=opt_state
     ), metrics
 
   return step
+
+
+def _norms_of_parts(grads: dict[str, Array]) -> dict[str, Array]:
+  """The norm of the gradient of each part of the model (model/param_groups.py) that trains."""
+  parts: dict[str, list[Array]] = {}
+  for path, x in grads.items():
+    parts.setdefault(part_of(layer_paths(path, x.shape)[0]), []).append(x)
+  return {f'{PART_NORM}{part}': optax.tree.norm(found) for part, found in sorted(parts.items())}
 
 
 def _sum_over_parts(

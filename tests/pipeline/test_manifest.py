@@ -6,7 +6,7 @@ import pytest
 
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.execution import Execution
-from instructretro_jax.pipeline import caches, manifest
+from instructretro_jax.pipeline import caches, configuration, manifest
 from instructretro_jax.pipeline.atomic import atomic
 
 CONFIG = RetroConfig(
@@ -17,16 +17,16 @@ CONFIG = RetroConfig(
 
 @pytest.mark.parametrize('value', [CONFIG, Execution(dtype='bfloat16'), CONFIG.decoder])
 def test_a_configuration_comes_back(value):
-  assert manifest.from_json(type(value), manifest.to_json(value)) == value
+  assert configuration.from_json(type(value), configuration.to_json(value)) == value
 
 
 def test_another_class_or_other_fields_are_refused():
-  content = manifest.to_json(CONFIG)
+  content = configuration.to_json(CONFIG)
   with pytest.raises(manifest.StageError, match='RetroConfig is no Execution of this version'):
-    manifest.from_json(Execution, content)
+    configuration.from_json(Execution, content)
   content['decoder'] |= {'remat': 'minimal'}
   with pytest.raises(manifest.StageError, match=r"\['remat'\]\): make it again"):
-    manifest.from_json(RetroConfig, content)
+    configuration.from_json(RetroConfig, content)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Mine:
 
 
 def test_a_class_of_somebody_else_is_recorded_with_its_module():
-  assert manifest.to_json(Mine()) == {'class': 'tests.pipeline.test_manifest.Mine'}
+  assert configuration.to_json(Mine()) == {'class': 'tests.pipeline.test_manifest.Mine'}
 
 
 def test_what_breaks_off_leaves_what_was_there(tmp_path):

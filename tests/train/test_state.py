@@ -4,6 +4,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
@@ -64,7 +65,7 @@ def test_the_first_state_lies_where_its_description_says(state):
   _, abstract, _ = described_on(mesh_of(2, 2, 2))
   placed = lambda x: (x.shape, x.dtype, x.sharding)
   assert jax.tree.map(placed, state) == jax.tree.map(placed, abstract)
-  moments = (state.opt_state[1].mu, state.opt_state[1].nu)
+  moments = [optax.tree.get(state.opt_state, name) for name in ('mu', 'nu')]
   for moment in moments:
     assert moment.keys() == state.trainable.keys()
     assert shardings_of(moment) == shardings_of(state.trainable)
@@ -83,8 +84,9 @@ def test_a_state_of_one_mesh_opens_on_another(saved, shape):
   state, folder = saved
   _, abstract, _ = described_on(mesh_of(*shape))
   there = Checkpoints(folder / 'checkpoints')
-  found = there.restore(abstract)
+  found, record = there.restore(lambda execution: abstract)
   there.close()
+  assert record == model_record(CONFIG, Execution())
   assert shardings_of(found) == shardings_of(abstract)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(state))
 
