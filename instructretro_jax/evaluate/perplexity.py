@@ -18,7 +18,7 @@ from instructretro_jax.evaluate import viewer
 from instructretro_jax.examples.tasks import LanguageModel
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
+from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.fields import MAY_BE_0
 from instructretro_jax.pipeline.progress import Bar
@@ -29,6 +29,7 @@ from instructretro_jax.retrieval.overlap import copyable, shared_run
 from instructretro_jax.text import vocabulary
 from instructretro_jax.text.chunks import ChunkStore
 from instructretro_jax.train.checkpoint import Checkpoint
+from instructretro_jax.train.mesh import evaluation_mesh, note_whole
 from instructretro_jax.train.step import losses_of_batch
 
 
@@ -88,9 +89,11 @@ class Perplexity(Stage):
     masks = token_categories(own)
     store = ChunkStore(root / self.task.chunks, 'heldout')
     bytes_BL = target_bytes(store, own, vocab)
-    rows, sums, viewed, mesh = [], [], {}, local_mesh(self.mesh)
+    rows, sums, viewed = [], [], {}
+    mesh = evaluation_mesh(self.mesh, self.batch_size)
     for arm in Bar(self.arms, desc=self.name, unit='arm'):
       model, params = Checkpoint(root / arm).load_for_use(mesh)
+      note_whole(model.config, has_retrieval(params), mesh)
       kinds = tuple(KINDS) if has_retrieval(params) else ('off',)
       for kind in kinds:
         with jax.set_mesh(mesh):

@@ -70,8 +70,9 @@ class CheckpointReader:
   def __init__(
     self, folder: Path, limits: Limits, with_encoder: bool, mesh: MeshConfig = ONE_DEVICE
   ):
-    self._sampler = load_sampler(folder, with_encoder=with_encoder, mesh=mesh)
-    self._sampler.batch_size = limits.batch_size
+    self._sampler = load_sampler(
+      folder, with_encoder=with_encoder, batch_size=limits.batch_size, mesh=mesh
+    )
     self._limits, self._prompter = limits, Prompter(self._sampler.vocab)
 
   def answers(self, queries: Sequence[Query]) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from instructretro_jax.inference.sampler import BATCH_SIZE, Sampler
-from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig, local_mesh
+from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.retrieval.retriever import Retriever
 from instructretro_jax.text import vocabulary
 from instructretro_jax.train.checkpoint import Checkpoint
+from instructretro_jax.train.mesh import evaluation_mesh, note_whole
 
 
 def load_sampler(
@@ -26,10 +27,12 @@ def load_sampler(
     with_encoder: False reads no parameter of encoder and cross-attention; every gate is 0 then.
     mesh: of devices of this process.
 
-  Raises StageError if there is no checkpoint, or not the vocabulary that it was trained with.
+  Raises StageError if there is no checkpoint, or not the vocabulary that it was trained with, or a
+  batch cannot be split over the mesh.
   """
-  devices = local_mesh(mesh)
-  model, params = Checkpoint(folder).load_for_use(devices, with_encoder)
+  devices, checkpoint = evaluation_mesh(mesh, batch_size), Checkpoint(folder)
+  note_whole(checkpoint.config, with_encoder and checkpoint.has_encoder(), devices)
+  model, params = checkpoint.load_for_use(devices, with_encoder)
   return Sampler(model, params, find_vocabulary(folder), retriever, batch_size, devices)
 
 

@@ -43,7 +43,10 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis of the mesh; `data` -1 takes all that are left."""
+  """Devices along each axis of the mesh; `data` -1 takes all that are left.
+
+  In training, `data` -1 takes those that divide a batch evenly (train/mesh.py).
+  """
 
   data: int = -1
   fsdp: int = 1

@@ -22,6 +22,7 @@ from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.loop import Train
+from instructretro_jax.train.mesh import check_batch, check_params
 from instructretro_jax.train.state import abstract_params
 
 
@@ -65,26 +66,15 @@ def find_arm(experiment: Experiment, step: str, name: str | None = None) -> Trai
 
 
 def make_step(arm: Train, step: str, mesh: Mesh, batch_size: int | None = None) -> Step:
-  """The step of an arm at its batch size, or another."""
+  """The step of an arm at its batch size, or another.
+
+  Raises StageError if devices would have to compute each other's part.
+  """
   batch_size = batch_size or arm.batch_size
-  _check_split(batch_size, mesh, 1 if step == 'decode' else arm.num_microbatches)
+  check_batch(batch_size, 1 if step == 'decode' else arm.num_microbatches, mesh)
+  check_params(arm.model, arm.with_retrieval, mesh)
   build = _decode_step if step == 'decode' else _train_step
   return build(arm, mesh, batch_size)
-
-
-def _check_split(batch_size: int, mesh: Mesh, num_microbatches: int) -> None:
-  """Raises StageError if devices would have to compute each other's rows.
-
-  An axis that does not divide is whole on every device: right, and as many times the work.
-  """
-  rows = mesh.shape['data'] * mesh.shape['fsdp']
-  if batch_size % (rows * num_microbatches):
-    parts = f' in {num_microbatches} microbatches' if num_microbatches > 1 else ''
-    raise manifest.StageError(
-      f'a batch of {batch_size}{parts} cannot be split over {rows} devices (data x fsdp of the '
-      f'mesh): give a batch size that is a multiple of {rows * num_microbatches}, fewer '
-      'microbatches, or more of the devices to tensor'
-    )
 
 
 def abstract_batch(arm: Train, mesh: Mesh, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

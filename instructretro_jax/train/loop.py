@@ -20,7 +20,7 @@ from instructretro_jax.model.cross_attention_init import CrossAttentionInit
 from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.param_groups import RETRIEVAL
 from instructretro_jax.model.retro import is_open
-from instructretro_jax.model.sharding import MeshConfig, local_rows, make_mesh, put_batches
+from instructretro_jax.model.sharding import MeshConfig, local_rows, put_batches
 from instructretro_jax.pipeline import configuration, manifest
 from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.stage import Stage
@@ -30,6 +30,7 @@ from instructretro_jax.train.compiled_step import CompiledStep, compile_step
 from instructretro_jax.train.execution_log import note_execution
 from instructretro_jax.train.gates import RANDOM, with_random_gates
 from instructretro_jax.train.initial_state import Initializer, first_example, first_or_latest
+from instructretro_jax.train.mesh import check_params, training_mesh
 from instructretro_jax.train.metrics import TrainLog
 from instructretro_jax.train.optimizer import Optimizer
 from instructretro_jax.train.step import TrainState
@@ -158,7 +159,8 @@ class Train(Stage):
     if self.continue_data and given is not None:
       first = first_example(given, self.name, self.data_seed, order)
     record = {'vocabulary': fingerprint, **model_record(self.model, self.execution)}
-    mesh = make_mesh(self.mesh)
+    mesh = training_mesh(self.mesh, self.batch_size, self.num_microbatches)
+    check_params(self.model, self.with_retrieval, mesh)
     checkpoints = Checkpoints(folder / 'checkpoints')
     with jax.set_mesh(mesh):
       step_of = functools.cache(functools.partial(self.compile_step, mesh))

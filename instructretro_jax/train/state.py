@@ -46,10 +46,24 @@ def abstract_params(
   scan_layers: bool = False,
 ) -> Params:
   """Shapes, dtypes and shardings of the parameters on a mesh, which may be abstract."""
-  init = functools.partial(init_params, config, 0, with_retrieval, scan_layers=scan_layers)
-  boxed = jax.eval_shape(init)
+  boxed = _boxed_params(config, with_retrieval, scan_layers)
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(place, nn.unbox(boxed), param_shardings(boxed, mesh))
+
+
+def param_axes(config: RetroConfig, with_retrieval: bool) -> list[tuple[str, int]]:
+  """Logical names of the axes of all parameters, with every size that each has."""
+  boxed = _boxed_params(config, with_retrieval, True)
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+  boxes = jax.tree.leaves(boxed, is_leaf=is_box)
+  return sorted({axis for box in boxes for axis in zip(box.names, box.value.shape) if axis[0]})
+
+
+@functools.lru_cache(maxsize=4)
+def _boxed_params(config: RetroConfig, with_retrieval: bool, scan_layers: bool) -> Params:
+  """As `init_params`, abstract; traced once for the several that ask."""
+  init = functools.partial(init_params, config, 0, with_retrieval, scan_layers=scan_layers)
+  return jax.eval_shape(init)
 
 
 def fresh_params(config: RetroConfig, seed: int, abstract: Params) -> Params:

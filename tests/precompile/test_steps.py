@@ -1,5 +1,6 @@
 """Abstract steps against real ones, and their figures, on 8 CPU devices that stand for chips."""
 
+import dataclasses
 import functools
 import json
 
@@ -16,7 +17,7 @@ from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.sharding import MeshConfig, make_mesh
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.experiment import Experiment
-from instructretro_jax.precompile import estimate, steps, topology
+from instructretro_jax.precompile import counts, estimate, hlo, steps, topology
 from instructretro_jax.questions.passage import untitled
 from instructretro_jax.questions.passage_windows import PassageNeighbours
 from instructretro_jax.questions.questions import Question
@@ -182,8 +183,35 @@ def test_which_arm_a_step_is_of():
 def test_a_batch_that_cannot_be_split_is_refused():
   with pytest.raises(manifest.StageError, match='a batch of 6 cannot be split over 4 devices'):
     steps.make_step(arm('fit'), 'train', mesh_of(arm('fit')), batch_size=6)
-  with pytest.raises(manifest.StageError, match='in 4 microbatches cannot be split.*multiple of'):
+  with pytest.raises(manifest.StageError, match='in 4 microbatches cannot be split.* size of 16'):
     steps.make_step(arm('fit', num_microbatches=4), 'train', mesh_of(arm('fit')))
+  wide = arm('wide', mesh=MeshConfig(data=1, tensor=8))
+  with pytest.raises(
+    manifest.StageError, match=r'tensor 8 of the mesh does not divide heads \(4\)'
+  ):
+    steps.make_step(wide, 'train', mesh_of(wide))
+
+
+def test_microbatches_are_split_over_the_devices():
+  found = figures(arm('fit', gate=0.0, batch_size=16, num_microbatches=4))
+  assert found['flops'] == pytest.approx(found['model_flops_masked'], rel=1e-6)
+
+
+@pytest.mark.parametrize('kv_heads', [2, 6])
+def test_key_value_heads_that_divide_the_devices_leave_the_attention_split(kv_heads):
+  """What the check of `train.mesh` rests on: with 6 heads on 4 devices, half of it is whole."""
+  decoder = dataclasses.replace(MODEL.decoder, num_heads=12, width_per_head=4, ff_width=32)
+
+  def step_of(kv_heads):
+    model = dataclasses.replace(MODEL, decoder=dataclasses.replace(decoder, num_kv_heads=kv_heads))
+    mesh, task = MeshConfig(data=2, tensor=4), LanguageModel(seq_len=16 * C)
+    fit = arm('fit', task, 0.0, model=model, batch_size=2, mesh=mesh)
+    return steps._train_step(fit, mesh_of(fit), 2), mesh_of(fit)
+
+  step, mesh = step_of(kv_heads)
+  found = counts.count(hlo.parse(step.lower(mesh).compile().as_text())).flops
+  one_each = step_of(4)[0].model_flops_masked / 8
+  assert found == one_each if kv_heads == 2 else found > 1.5 * one_each
 
 
 def test_a_step_without_room_does_not_fit(monkeypatch):

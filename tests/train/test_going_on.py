@@ -10,7 +10,7 @@ import pytest
 
 from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.layer_groups import stack_layers
-from instructretro_jax.model.sharding import make_mesh
+from instructretro_jax.model.sharding import MeshConfig, make_mesh
 from instructretro_jax.pipeline import manifest, stage
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.pipeline.status import State, statuses
@@ -58,14 +58,11 @@ def break_off(monkeypatch, step):
   return lambda: monkeypatch.setattr(TrainLog, 'add', add)
 
 
-def on_devices(monkeypatch, count):
-  monkeypatch.setattr(loop, 'make_mesh', lambda *given: make_mesh(*given, jax.devices()[:count]))
-
-
 @pytest.fixture
 def made(root, monkeypatch):  # noqa: F811
   """A root in which stages can run as in an experiment, on one device."""
-  on_devices(monkeypatch, 1)
+  one_device = make_mesh(MeshConfig(), jax.devices()[:1])
+  monkeypatch.setattr(loop, 'training_mesh', lambda *given: one_device)
   manifest.begin(root / 'vocabulary', stage.plan(Given(name='vocabulary'), root))
   manifest.commit(root / 'vocabulary', stage.plan(Given(name='vocabulary'), root), {}, frozenset())
   return root

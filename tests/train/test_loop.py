@@ -16,6 +16,7 @@ from instructretro_jax.examples.sequences import example_ids
 from instructretro_jax.examples.tasks import Task
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.execution import Execution
+from instructretro_jax.model.sharding import MeshConfig
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.train import compiled_step, loop
 from instructretro_jax.train.checkpoint_writer import write_checkpoint
@@ -108,6 +109,18 @@ def test_a_fit_continues_the_stream_of_its_gpt(root):
     train(root, 'longer', data_seed=5, init_from='gpt', continue_data=True, task=task)
   with pytest.raises(ValueError, match='needs init_from'):
     train(root, 'alone', continue_data=True)
+
+
+def test_batches_that_devices_would_compute_whole_are_refused(root, capsys):
+  eight = MeshConfig(data=8)
+  with pytest.raises(manifest.StageError, match='a batch of 12 cannot be split.* size of 8 or 16'):
+    train(root, 'uneven', mesh=eight, batch_size=12)
+  with pytest.raises(manifest.StageError, match='in 16 microbatches cannot be split'):
+    train(root, 'parts', mesh=eight, batch_size=16, num_microbatches=16)
+  with pytest.raises(manifest.StageError, match=r'does not divide heads \(2\)'):
+    train(root, 'heads', mesh=MeshConfig(data=1, tensor=8))
+  train(root, 'small', batch_size=2, num_steps=1)
+  assert 'a batch of 2 is split over 2 of 8 devices' in capsys.readouterr().err
 
 
 def test_scanned_layers_train_alike(root):
