@@ -1,5 +1,7 @@
 """Gradients of parameters that many positions share, in bf16, against sums in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from instructretro_jax.model.config import DecoderConfig
 from instructretro_jax.model.layers import Embedding, Linear, Norm
+from instructretro_jax.model.sharding import MeshConfig, make_mesh, put_batch
 
 WIDTH, LENGTH, ROWS = 4, 256, 128  # 32,768 positions
 CONFIG = DecoderConfig(
@@ -27,6 +30,11 @@ def inputs(module):
   if isinstance(module, Embedding):  # half of all tokens are the first
     return rng.choice(8, p=(0.5, *[0.5 / 7] * 7), size=(ROWS, LENGTH))
   return jnp.asarray(rng.normal(size=(ROWS, LENGTH, WIDTH)), jnp.bfloat16)
+
+
+def relative_error(found, expected):
+  found, expected = (np.asarray(x, np.float64) for x in (found, expected))
+  return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
 def gradients(module, params, x, weights):
@@ -63,5 +71,18 @@ def test_sums_over_positions_are_taken_in_float32(make):
     expected = gradients(make('float64'), *arguments)
   for name, grad in jax.device_get(found).items():
     assert grad.dtype == np.float32
-    error = np.linalg.norm(grad - np.asarray(expected[name])) / np.linalg.norm(expected[name])
+    error = relative_error(grad, expected[name])
     assert error < 1e-4, f'{name}: {error}'
+
+
+def test_the_gradient_of_a_kernel_is_added_up_in_float32_over_a_mesh():
+  module = Linear((WIDTH,), ('embed', 'mlp'), dataclasses.replace(CONFIG, use_bias=False))
+  x, kernel = inputs(module), np.eye(WIDTH, dtype=np.float32)
+  weights = 1 + np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+  mesh = make_mesh(MeshConfig())
+  with jax.set_mesh(mesh):
+    batch = put_batch({'x': x, 'weights': weights}, mesh, ROWS)
+    found = gradients(module, {'kernel': kernel}, batch['x'], batch['weights'])['kernel']
+  terms = (np.asarray(a, np.float64) for a in (x, weights.astype(jnp.bfloat16)))
+  assert found.dtype == np.float32
+  assert relative_error(found, np.einsum('bld,blf->df', *terms)) < 1e-4
