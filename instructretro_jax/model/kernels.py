@@ -90,8 +90,12 @@ def _hide(scores_BHTU: Array, mask: Array) -> Array:
   return jnp.where(mask, scores_BHTU, jnp.finfo(scores_BHTU.dtype).min)
 
 
-# what is hidden has weight 0, and with it gradient 0, before it gets here
-_hide.defvjp(lambda scores, mask: (_hide(scores, mask), None), lambda _, grad: (grad, None))
+# As autodiff, but what is kept is the mask as it is, not as large as the scores. In a row that may
+# attend nothing a hidden score has a weight, and only the mask stops its gradient.
+_hide.defvjp(
+  lambda scores, mask: (_hide(scores, mask), mask),
+  lambda mask, grad: (jnp.where(mask, grad, 0), None),
+)
 
 
 @jax.custom_vjp
