@@ -105,14 +105,13 @@ class DecodingLoop:
   ) -> Rows:
     """Reads the prompts and chooses the first token of each row; arguments as of `prefill`.
 
-    Raises ValueError if the positions are learned and too few.
+    Raises ValueError if they are longer than the decoder is for.
     """
     P, C, c = tokens_BP.shape[1], self.config.chunk_len, self.config.decoder
     longest = int(lengths_B.max()) + max_new
-    if c.positions == 'learned' and longest > c.max_len:
+    if c.longest_text is not None and longest > c.longest_text:
       raise ValueError(
-        f'prompts of {lengths_B.max()} and {max_new} new tokens do not fit the {c.max_len} '
-        'learned positions (max_len)'
+        f'prompts of {lengths_B.max()} and {max_new} new tokens do not fit the {c.bound_in_words}'
       )
     params, gate = self._used(params, gate)
     return self._begin(

@@ -40,12 +40,12 @@ def token_gains(sampler: Sampler, request: Request, answer: Answer) -> list[tupl
   C, T = config.chunk_len, len(answer.tokens)
   chunks = _neighbours_of_chunks(sampler, request, answer, prompt)
   num_new, num_prompt = -(-T // C), -(-len(prompt) // C)
-  if config.decoder.positions != 'learned':
+  if (longest := config.decoder.longest_text) is None:
     num_new = power_of_2(num_new)  # so that few lengths are compiled; padding needs positions too
-  elif len(prompt) + num_new * C > config.decoder.max_len:
+  elif len(prompt) + num_new * C > longest:
     raise ValueError(
       f'{len(prompt)} tokens of prompt and {num_new} chunks of answer do not fit the '
-      f'{config.decoder.max_len} learned positions (max_len)'
+      + config.decoder.bound_in_words
     )
   N = power_of_2(num_prompt + num_new)
   chunks = [*[()] * (N - num_prompt - num_new), *chunks]

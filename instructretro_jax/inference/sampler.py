@@ -135,14 +135,15 @@ class Sampler:
     if not self._fit([answer]):
       raise ValueError(
         f'a prompt of {len(answer.prompt)} and {request.max_new} new tokens do not fit the '
-        f'{self.config.decoder.max_len} learned positions (max_len)'
+        + self.config.decoder.bound_in_words
       )
     return answer
 
   def _fit(self, answers: Sequence[PartialAnswer]) -> bool:
     """Whether a batch of them has positions for its longest prompt and its most new tokens."""
     longest = max(len(a.prompt) for a in answers) + max(a.request.max_new for a in answers)
-    return self.config.decoder.positions != 'learned' or longest <= self.config.decoder.max_len
+    most = self.config.decoder.longest_text
+    return most is None or longest <= most
 
   def _shape(self, answer: PartialAnswer) -> _Shape:
     request, C = answer.request, self.config.chunk_len

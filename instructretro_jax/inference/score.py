@@ -52,7 +52,7 @@ def score(sampler: Sampler, text: str, gate: float = 1.0) -> Score:
 
   The gate is tried open only if the sampler has an encoder and a retriever.
 
-  Raises ValueError if the text has fewer than two tokens, or more than there are learned positions.
+  Raises ValueError if the text has fewer than two tokens, or more than the decoder is for.
   """
   config, vocab = sampler.config, sampler.vocab
   C, tokens = config.chunk_len, sampler.tokenize(text)
@@ -60,12 +60,10 @@ def score(sampler: Sampler, text: str, gate: float = 1.0) -> Score:
   if L < 2:
     raise ValueError(f'{text!r} is {L} tokens: the first has no probability, so give two or more')
   N = power_of_2(-(-L // C))  # so that few lengths are compiled
-  if config.decoder.positions == 'learned':
-    N = min(N, config.decoder.max_len // C)
+  if (longest := config.decoder.longest_text) is not None:
+    N = min(N, longest // C)
     if N * C < L:
-      raise ValueError(
-        f'{L} tokens do not fit {config.decoder.max_len} learned positions (max_len)'
-      )
+      raise ValueError(f'{L} tokens do not fit the {config.decoder.bound_in_words}')
   tokens_1L = np.full((1, N * C), vocab.pad_id, np.int32)
   tokens_1L[0, :L] = tokens
   is_text_1L = (np.arange(N * C) < L)[None].astype(np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from instructretro_jax.interop.hugging_face_settings import unknown
 from instructretro_jax.model.config import DecoderConfig, RetroConfig, reference_retro_layers
 from instructretro_jax.pipeline.manifest import StageError
 
@@ -12,6 +13,7 @@ FAMILIES = ('gpt2', 'llama', 'mistral', 'qwen2', 'qwen3')
 _CLASSES = {  # of transformers, for what we write
   'gpt2': 'GPT2LMHeadModel',
   'llama': 'LlamaForCausalLM',
+  'mistral': 'MistralForCausalLM',
   'qwen2': 'Qwen2ForCausalLM',
   'qwen3': 'Qwen3ForCausalLM',
 }
@@ -46,6 +48,7 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
     for name, value in fixed.items()
     if config.get(name, value) != value
   ]
+  wrong += unknown(config, family)
   fields = (_gpt2 if family == 'gpt2' else _llama)(config, wrong)
   if wrong:
     raise StageError(f'{family}: ' + '; '.join(wrong))
@@ -99,7 +102,12 @@ def _llama(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
   biases = bool(config.get('attention_bias')), bool(config.get('mlp_bias'))
   if family == 'llama' and len(set(biases)) > 1:
     wrong.append(f'attention_bias and mlp_bias are {biases}, supported where equal')
-  _check_window(config, family, max_len, wrong)
+  window = _window(config, family)
+  if window is not None and window < max_len:
+    wrong.append(
+      f'sliding_window is {window}, shorter than max_position_embeddings {max_len}: only attention '
+      'to all earlier tokens is supported'
+    )
   act = config.get('hidden_act', 'silu')
   return {
     'vocab_size': vocab_size,
@@ -115,6 +123,7 @@ def _llama(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
     'positions': 'rotary',
     'rotary_base': _rotary_base(config, wrong),
     'max_len': max_len,
+    'attention_window': window,
     'use_bias': family == 'llama' and all(biases),
     'qkv_bias': family == 'qwen2',
     'qk_norm': family == 'qwen3',
@@ -122,19 +131,14 @@ def _llama(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
   }
 
 
-def _check_window(config: Mapping[str, Any], family: str, max_len: int, wrong: list[str]) -> None:
-  """A window as long as the context, or switched off, changes nothing."""
-  if family == 'mistral':
-    window = config.get('sliding_window', 4096)
-  else:
-    window = config.get('sliding_window', 4096) if config.get('use_sliding_window') else None
-  if 'sliding_attention' in (config.get('layer_types') or ()):
-    window = config.get('sliding_window', 4096)
-  if window is not None and window < max_len:
-    wrong.append(
-      f'sliding_window is {window}, shorter than max_position_embeddings {max_len}: only attention '
-      'to all earlier tokens is supported'
-    )
+def _window(config: Mapping[str, Any], family: str) -> int | None:
+  """How many tokens a token attends to, itself included; None: all before it."""
+  has_window = (
+    family == 'mistral'
+    or config.get('use_sliding_window')
+    or 'sliding_attention' in (config.get('layer_types') or ())
+  )
+  return config.get('sliding_window', 4096) if has_window else None
 
 
 def _rotary_base(config: Mapping[str, Any], wrong: list[str]) -> float:
@@ -154,9 +158,9 @@ def _rotary_base(config: Mapping[str, Any], wrong: list[str]) -> float:
 def write(decoder: DecoderConfig) -> dict[str, Any]:
   """The config.json of a decoder without its retrieval part.
 
-  GPT-2 where positions are learned, otherwise Llama, Qwen2 (biases of queries, keys and values) or
-  Qwen3 (norms of queries and keys). LayerNorm-1p is written as LayerNorm, and a scale of untied
-  embeddings goes into the table.
+  GPT-2 where positions are learned, otherwise Llama, Qwen2 (biases of queries, keys and values),
+  Qwen3 (norms of queries and keys) or Mistral (an attention window without any of these).
+  LayerNorm-1p is written as LayerNorm, and a scale of untied embeddings goes into the table.
 
   Raises StageError that names every setting no such architecture has, with what to change.
   """
@@ -215,8 +219,9 @@ def _write_llama(d: DecoderConfig, wrong: list[str]) -> dict[str, Any]:
     'rotary_fraction': (1.0,),
     'rotary_interleaved': (False,),
   }
-  family = 'qwen3' if d.qk_norm else 'qwen2' if d.qkv_bias and not d.use_bias else 'llama'
-  if family == 'qwen3':
+  plain = 'llama' if d.attention_window is None else 'mistral'
+  family = 'qwen3' if d.qk_norm else 'qwen2' if d.qkv_bias and not d.use_bias else plain
+  if family in ('qwen3', 'mistral'):
     allowed |= {'use_bias': (False,), 'qkv_bias': (False,)}
   _refuse_others(d, allowed, 'rotary positions, as in Llama and Qwen', wrong)
   written = {
@@ -233,6 +238,8 @@ def _write_llama(d: DecoderConfig, wrong: list[str]) -> dict[str, Any]:
     'rope_theta': d.rotary_base,  # read by transformers 4
     'rope_parameters': {'rope_type': 'default', 'rope_theta': d.rotary_base},
   }
+  if d.attention_window is not None:
+    written |= {'sliding_window': d.attention_window, 'use_sliding_window': True}
   if family == 'llama':
     written |= {'attention_bias': d.use_bias, 'mlp_bias': d.use_bias}
   return written

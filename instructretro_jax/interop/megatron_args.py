@@ -84,7 +84,8 @@ def from_config(
   c = config.decoder
   unlike = []
   refuse = lambda name, value: unlike.append(f'{name} = {value!r}')
-  for name, plain in (('embedding_scale', 1.0), ('final_norm', True)):
+  plain_values = (('embedding_scale', 1.0), ('final_norm', True), ('attention_window', None))
+  for name, plain in plain_values:
     if getattr(c, name) != plain:
       refuse(name, getattr(c, name))
   for name in ('qkv_bias', 'qk_norm'):

@@ -34,6 +34,7 @@ class DecoderConfig:
   rotary_base: float = 10_000.0
   rotary_interleaved: bool = False  # pairs (2i, 2i + 1) instead of (i, i + A/2)
   max_len: int = 2048  # rows of the learned position table
+  attention_window: int | None = None  # its weights attend no further, so that texts end there
   use_bias: bool = False  # of linear maps; norms have what their kind has
   qkv_bias: bool = False  # of queries, keys and values even without use_bias (Qwen2)
   qk_norm: bool = False  # norm over A of queries and keys, before rotary positions (Qwen3)
@@ -53,6 +54,20 @@ class DecoderConfig:
       )
     if self.num_heads % self.kv_heads:
       raise ValueError(f'num_heads {self.num_heads} is no multiple of kv heads {self.kv_heads}')
+
+  @property
+  def longest_text(self) -> int | None:
+    """The most tokens of a text that the weights are for; None: no bound."""
+    learned = [self.max_len] if self.positions == 'learned' else []
+    window = [self.attention_window] if self.attention_window is not None else []
+    return min(learned + window, default=None)
+
+  @property
+  def bound_in_words(self) -> str:
+    """What `longest_text` comes from."""
+    if self.longest_text == self.attention_window:
+      return f'{self.attention_window} tokens of its attention window (attention_window)'
+    return f'{self.longest_text} learned positions (max_len)'
 
   @property
   def kv_heads(self) -> int:

@@ -245,10 +245,10 @@ class Train(Stage):
 
   def _check_positions(self, source: ExampleSource) -> None:
     decoder, longest = self.model.decoder, self.task.longest(source)
-    if decoder.positions == 'learned' and longest > decoder.max_len:
+    if decoder.longest_text is not None and longest > decoder.longest_text:
       raise manifest.StageError(
-        f'{self.name}: a text of its task has {longest} tokens, and the decoder {decoder.max_len} '
-        'learned positions: lower seq_len of the task, or raise max_len of the model'
+        f'{self.name}: a text of its task has {longest} tokens, and does not fit the '
+        f'{decoder.bound_in_words}: lower seq_len of the task, or raise the bound of the model'
       )
 
   def _open_log(self, folder: Path, first_step: int, warmup_of: int) -> TrainLog:

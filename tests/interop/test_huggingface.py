@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from instructretro_jax.interop import huggingface, tensor_table
+from instructretro_jax.interop import architectures, huggingface, tensor_table
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.pipeline.manifest import StageError
@@ -96,6 +96,11 @@ def test_every_tensor_that_does_not_fit_is_listed(tmp_path):
     ('qwen3', {'layer_types': ['sliding_attention'], 'sliding_window': 9}, 'sliding_window is 9'),
     ('qwen3', {'attention_bias': True}, 'attention_bias is True'),
     ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx'),
+    ('llama', {'attn_logit_softcapping': 50.0}, 'softcapping is 50.0, which is not'),
+    ('llama', {'logits_scaling': 8.0}, 'logits_scaling is 8.0'),
+    ('llama', {'auto_map': {'AutoModelForCausalLM': 'm.Mine'}}, 'auto_map .*AutoModelForCausalLM'),
+    ('gpt2', {'sliding_window': 16}, 'sliding_window is 16'),
+    ('mistral', {'num_local_experts': 8}, 'num_local_experts is 8'),
   ],
 )  # fmt: skip
 def test_what_changes_the_numbers_and_is_not_supported_is_refused_by_name(
@@ -108,7 +113,6 @@ def test_what_changes_the_numbers_and_is_not_supported_is_refused_by_name(
 @pytest.mark.parametrize(
   ('family', 'changes'),
   [
-    ('mistral', {'sliding_window': 64}),  # as long as the context
     ('qwen2', {'use_sliding_window': False, 'sliding_window': 16}),
     ('qwen3', {'rope_parameters': None, 'rope_theta': 500.0, 'rope_scaling': None}),  # older files
     ('llama', {'rope_scaling': {'type': 'linear', 'factor': 1.0}, 'rope_parameters': None}),
@@ -117,6 +121,16 @@ def test_what_changes_the_numbers_and_is_not_supported_is_refused_by_name(
 def test_what_is_inactive_is_accepted(tmp_path, family, changes):
   found, _ = huggingface.load_lazy(copy_with(tmp_path, family, **changes))
   assert found == huggingface.load_lazy(GOLDEN / family)[0]
+
+
+def test_a_window_as_long_as_the_context_bounds_the_texts(tmp_path):
+  found, _ = huggingface.load_lazy(copy_with(tmp_path, 'mistral', sliding_window=64))
+  plain = huggingface.load_lazy(GOLDEN / 'mistral')[0]
+  assert found.decoder == dataclasses.replace(plain.decoder, attention_window=64)
+  assert found.decoder.longest_text == 64 and plain.decoder.longest_text is None
+  written = architectures.write(found.decoder)
+  assert written['architectures'] == ['MistralForCausalLM'] and written['sliding_window'] == 64
+  assert architectures.read(written) == found.decoder
 
 
 def test_a_tied_head_written_twice_must_be_the_table(tmp_path):

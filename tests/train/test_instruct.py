@@ -175,3 +175,6 @@ def test_what_cannot_be_is_refused(root):
   decoder = dataclasses.replace(config_of('learned').decoder, max_len=9)
   with pytest.raises(manifest.StageError, match='9 learned positions'):
     train(root, 'x', gate=0.0, model=dataclasses.replace(CONFIG, decoder=decoder))
+  decoder = dataclasses.replace(config_of().decoder, attention_window=9)
+  with pytest.raises(manifest.StageError, match='9 tokens of its attention window'):
+    train(root, 'x', gate=0.0, model=dataclasses.replace(CONFIG, decoder=decoder))
