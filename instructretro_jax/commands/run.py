@@ -65,7 +65,7 @@ def run(
 
   Example: instructretro run --gin_file=experiments/quickstart/run.gin --gin.PRETRAIN_STEPS=100
   """
-  from instructretro_jax.pipeline import experiment, gin_adapter, hosts
+  from instructretro_jax.pipeline import experiment, gin_adapter, hosts, watch
 
   configured, operative = gin_adapter.configure(
     experiment.Experiment, gin_files, gin_bindings(context.args)
@@ -76,7 +76,8 @@ def run(
       click.echo(f'{status.member.name}: {status.words}')
     return
   here = hosts.join(coordinator, num_processes, process_id)
-  experiment.run(configured, root, **chosen, operative=operative, log=click.echo, hosts=here)
+  with watch.watched(here):
+    experiment.run(configured, root, **chosen, operative=operative, log=click.echo, hosts=here)
 
 
 def _split(names: str | None) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""Several processes as one run: how they meet, who writes, and where they wait for each other."""
+"""Several processes as one run: how they meet, who writes, and where they wait for each other.
+
+What ends them all where one fails is in watch.py.
+"""
 
 from __future__ import annotations
 

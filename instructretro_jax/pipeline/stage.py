@@ -95,20 +95,21 @@ def is_up_to_date(stage: Stage, root: Path) -> bool:
 def run(stage: Stage, root: Path, hosts: Hosts = ONE) -> manifest.Manifest:
   """Brings the folder of one stage up to date and returns its manifest.
 
-  Every process of the run calls it; what there is to do is decided, and written, by process 0,
-  which holds the lock of the root meanwhile.
+  Every process of the run calls it; what there is to do is decided, written and read by process 0,
+  which holds the lock of the root meanwhile. On NFS the others may not see yet what it has written.
   """
   folder = root / stage.name
   if not hosts.on_main(lambda: is_up_to_date(stage, root)):
     with contextlib.ExitStack() as stack:
       hosts.on_main(lambda: stack.enter_context(root_lock.held(root)))
-      asked = plan(stage, root)
+      asked = manifest.Plan(**hosts.on_main(lambda: dataclasses.asdict(plan(stage, root))))
       hosts.on_main(lambda: manifest.begin(folder, asked))
       hosts.on_main(lambda: remove_partial(folder))
       build = lambda: _build(stage, root, folder)
       counts = build() if stage.on_all_hosts else hosts.on_main(build)
       hosts.on_main(lambda: manifest.commit(folder, asked, counts, stage.unlisted))
-  return manifest.read_manifest(folder)
+  made = hosts.on_main(lambda: dataclasses.asdict(manifest.read_manifest(folder)))
+  return manifest.Manifest(**made | {'plan': manifest.Plan(**made['plan'])})
 
 
 def _build(stage: Stage, root: Path, folder: Path) -> dict[str, Any]:

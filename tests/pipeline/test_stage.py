@@ -1,7 +1,9 @@
 """Stage folders: idempotent, refused on mismatch, resumed."""
 
 import dataclasses
+import json
 import subprocess
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from instructretro_jax.pipeline import manifest, root_lock, stage
 from instructretro_jax.pipeline.array_store import write_shard
 from instructretro_jax.pipeline.experiment import Experiment, outcome
 from instructretro_jax.pipeline.experiment import run as run_experiment
+from instructretro_jax.pipeline.hosts import Hosts
 from tests.pipeline.writing import Write
 
 
@@ -226,3 +229,33 @@ def test_a_full_disk_is_named_and_the_stage_goes_on_once_there_is_room(tmp_path)
     assert not list((small / 'a').rglob('*.partial'))
   finally:
     subprocess.run(['umount', small], check=True)
+
+
+class Main(Hosts):
+  """Process 0 of two; `sent` is what it hands to the other."""
+
+  sent: ClassVar[list[str]] = []
+
+  def on_main(self, function):
+    value = function()
+    self.sent.append(json.dumps(value))
+    return value
+
+
+class Other(Hosts):
+  """The other, to which process 0 has sent that already."""
+
+  def on_main(self, function):
+    return json.loads(Main.sent.pop(0))
+
+
+def test_a_process_that_sees_no_file_yet_learns_all_from_process_0(tmp_path):
+  """NFS shows a file that another host has written up to a minute later."""
+  Main.sent.clear()
+  stage.run(Write(name='a', text='x'), tmp_path / 'seen', Main(0, 2))
+  reader = Write(name='b', text='y', after=('a',))
+  begun = len(Main.sent)
+  made = [stage.run(reader, tmp_path / 'seen', Main(0, 2)) for _ in range(2)]
+  del Main.sent[:begun]
+  assert [stage.run(reader, tmp_path / 'unseen', Other(1, 2)) for _ in range(2)] == made
+  assert not Main.sent and not (tmp_path / 'unseen').exists()
