@@ -4,6 +4,8 @@ import re
 
 from flax import linen as nn
 from flax import traverse_util
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,13 @@ from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.layer_groups import stack_layers, unstack_layers
 from instructretro_jax.model.param_groups import fits
 from instructretro_jax.pipeline.manifest import StageError
-from instructretro_jax.train.multipliers import join_params, lr_multiplier, split_trainable
+from instructretro_jax.train.multipliers import (
+  check_multipliers,
+  factors_of,
+  join_params,
+  lr_multiplier,
+  split_trainable,
+)
 from instructretro_jax.train.optimizer import AdamW, FromOptax, is_decayed
 from instructretro_jax.train.state import init_params
 
@@ -198,3 +206,25 @@ def test_layers_that_are_stacked_are_frozen_as_they_are_one_by_one(group):
   for path, change in moved[False].items():
     np.testing.assert_allclose(change, moved[True][path], rtol=1e-5, atol=1e-7, err_msg=path)
     assert bool(np.any(change)) != fits(group, path), path
+
+
+PATHS = ['embedding/table', 'decoder_0/mlp/up/kernel', 'decoder_10/self_attention/norm/scale']
+WORDS = ['decoder', '_', '/', '[0-4]', '1', 'mlp', 'norm', '$', 'retrieval', 'up/kernel', '^', '.*']
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(parts=st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), layers=st.integers(2, 9))
+def test_a_group_is_of_the_same_layers_stacked_or_not(parts, layers):
+  multipliers = ((''.join(parts), 0.5),)
+  try:
+    check_multipliers(multipliers)
+  except ValueError:
+    return
+  for path in PATHS:
+    assert factors_of(path, jnp.ones(2), multipliers) == lr_multiplier(path, multipliers)
+  stacked = np.broadcast_to(
+    factors_of(f'decoder_1_to_{layers}/layer_0/mlp/up/kernel', np.ones((layers, 1)), multipliers),
+    (layers, 1),
+  )
+  single = [lr_multiplier(f'decoder_{n}/mlp/up/kernel', multipliers) for n in range(1, layers + 1)]
+  assert stacked[:, 0].tolist() == single
