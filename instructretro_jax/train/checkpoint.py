@@ -61,14 +61,14 @@ class Checkpoints:
     self._manager.wait_until_finished()
 
   def restore(
-    self, abstract_of: Callable[[Execution], TrainState]
+    self, abstract_of: Callable[[bool], TrainState]
   ) -> tuple[TrainState, dict[str, Any]] | None:
     """The latest state and its record; None if there is none.
 
     One that is damaged is moved to logs/damaged and named, and the one before is taken.
 
     Args:
-      abstract_of: shapes and shardings of a state that was saved under an execution.
+      abstract_of: shapes and shardings of the state, of whether its layers are stacked.
 
     Raises StageError if a damaged one has none before it, or on many hosts, of which not all may
     see the damage.
@@ -77,19 +77,27 @@ class Checkpoints:
     while (step := self._manager.latest_step()) is not None:
       try:
         record = _read_record(self._folder / str(step))
-        there = configuration.from_json(Execution, record['execution'])
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(abstract_of(there))))
+        is_stacked = record['execution']['scan_layers']
+      except (OSError, ValueError, KeyError, TypeError) as error:
+        said = self._give_up(step, error)
+        continue
+      tree = _as_tree(abstract_of(is_stacked))
+      arguments = ocp.args.Composite(state=ocp.args.StandardRestore(tree))
+      try:
         return TrainState(**self._manager.restore(step, args=arguments)['state']), record
       except Exception as error:  # whatever a library makes of a file that is cut, empty or gone
-        place = self._folder / str(step)
-        said = f'the checkpoint {place} cannot be read ({_first_line(error)})'
-        if jax.process_count() > 1:
-          raise manifest.StageError(f'{said}: remove it to go on from the one before') from error
-        said += f': it is moved to {self._set_aside(step)}'
-        note(said)
+        said = self._give_up(step, error)
     if said is not None:
       raise manifest.StageError(f'{said}, and there is none before it: train again')
     return None
+
+  def _give_up(self, step: int, error: Exception) -> str:
+    said = f'the checkpoint {self._folder / str(step)} cannot be read ({_first_line(error)})'
+    if jax.process_count() > 1:
+      raise manifest.StageError(f'{said}: remove it to go on from the one before') from error
+    said += f': it is moved to {self._set_aside(step)}'
+    note(said)
+    return said
 
   def _set_aside(self, step: int) -> Path:
     target = self._folder.with_name('logs') / 'damaged' / str(step)

@@ -112,8 +112,7 @@ def first_or_latest(
     scan_layers: whether the state is to hold repeating layers stacked.
   """
   step = step_of(scan_layers)
-  abstract_of = lambda there: step_of(there.scan_layers).state
-  if (latest := checkpoints.restore(abstract_of)) is not None:
+  if (latest := checkpoints.restore(lambda stacked: step_of(stacked).state)) is not None:
     state, record = latest
     was_scanned = record['execution']['scan_layers']
     if was_scanned != scan_layers:

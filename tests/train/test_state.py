@@ -84,7 +84,7 @@ def test_a_state_of_one_mesh_opens_on_another(saved, shape):
   state, folder = saved
   _, abstract, _ = described_on(mesh_of(*shape))
   there = Checkpoints(folder / 'checkpoints')
-  found, record = there.restore(lambda execution: abstract)
+  found, record = there.restore(lambda stacked: abstract)
   there.close()
   assert record == model_record(CONFIG, Execution())
   assert shardings_of(found) == shardings_of(abstract)
