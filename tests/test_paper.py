@@ -6,14 +6,16 @@ from pathlib import Path
 import re
 
 import jax
+from jax.sharding import AbstractMesh
 import pytest
 
 from instructretro_jax.examples.tasks import InstructionTuning
-from instructretro_jax.model.sharding import MeshConfig, make_mesh
+from instructretro_jax.model.sharding import MESH_AXES, MeshConfig, make_mesh
 from instructretro_jax.pipeline import gin_adapter, manifest
 from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.precompile import topology
 from instructretro_jax.train import loop
+from instructretro_jax.train.mesh import check_batch, check_params
 from instructretro_jax.train.state import abstract_params, abstract_state
 
 ROOT = Path(__file__).parent.parent
@@ -72,11 +74,13 @@ def test_a_phase_builds_its_arms_and_their_states(size, phase):
     trained = sum(x.size for x in state.trainable.values())
     moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.shape)
     assert moments == 2 * trained > 0
-    # the mesh of the size is that of its header, and the batch can be split over it
+    # the mesh of the size is that of its header, and all can be split over it
     shape = arm.mesh
     header = re.search(r'\((v5p:[\dx]+)\)', (SIZES / f'{size}.gin').read_text())
     assert shape.data * shape.fsdp * shape.tensor == topology.parse(header.group(1)).num_chips
-    assert arm.batch_size % (shape.data * shape.fsdp) == 0
+    placed = AbstractMesh(shape.shape, MESH_AXES)
+    check_batch(arm.batch_size, arm.num_microbatches, placed)
+    check_params(arm.model, arm.with_retrieval, placed)
 
 
 @pytest.mark.parametrize('size', PUBLISHED)

@@ -59,7 +59,7 @@ def param_axes(config: RetroConfig, with_retrieval: bool) -> list[tuple[str, int
   return sorted({axis for box in boxes for axis in zip(box.names, box.value.shape) if axis[0]})
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _boxed_params(config: RetroConfig, with_retrieval: bool, scan_layers: bool) -> Params:
   """As `init_params`, abstract; traced once for the several that ask."""
   init = functools.partial(init_params, config, 0, with_retrieval, scan_layers=scan_layers)
