@@ -32,6 +32,7 @@ for command in (
 
 def console() -> None:
   """Entry point: what a user can mend is one line on stderr and exit code 1, not a traceback."""
+  from instructretro_jax.pipeline.hosts import PREEMPTED_STATUS, Preempted
   from instructretro_jax.pipeline.manifest import StageError, in_words
 
   try:
@@ -39,6 +40,9 @@ def console() -> None:
   except StageError as error:
     click.echo(f'error: {error}', err=True)
     sys.exit(1)
+  except Preempted as error:
+    click.echo(error, err=True)
+    sys.exit(PREEMPTED_STATUS)
   except OSError as error:
     click.echo(f'error: {in_words(error)}', err=True)
     sys.exit(1)

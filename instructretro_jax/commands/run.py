@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from instructretro_jax.commands.paths import FOLDER
+
+if TYPE_CHECKING:
+  from instructretro_jax.pipeline.stage import Stage
 
 GIN_OPTIONS = {'ignore_unknown_options': True, 'allow_extra_args': True}
 GIN_FILES = click.option(
@@ -38,6 +46,7 @@ def gin_bindings(arguments: list[str]) -> list[str]:
 @click.option('--from', 'start', help='First stage to run.')
 @click.option('--to', 'stop', help='Last stage to run.')
 @click.option('--rebuild', help='Stages to make anew, with all that read them.')
+@click.option('--profile', help='START:STOP, steps of each arm of which a trace is written.')
 @click.option('--dry_run', is_flag=True, help='Say what would run, and run nothing.')
 @click.option(
   '--coordinator', envvar='JAX_COORDINATOR_ADDRESS', help='HOST:PORT of process 0, if many.'
@@ -53,6 +62,7 @@ def run(
   start,
   stop,
   rebuild,
+  profile,
   dry_run,
   coordinator,
   num_processes,
@@ -70,6 +80,8 @@ def run(
   configured, operative = gin_adapter.configure(
     experiment.Experiment, gin_files, gin_bindings(context.args)
   )
+  if profile is not None:
+    configured = experiment.Experiment(_profiled(configured.stages, profile))
   chosen = {'only': _split(only), 'start': start, 'stop': stop, 'rebuild': _split(rebuild)}
   if dry_run:
     for status in experiment.outcome(configured, root, **chosen):
@@ -78,6 +90,19 @@ def run(
   here = hosts.join(coordinator, num_processes, process_id)
   with watch.watched(here):
     experiment.run(configured, root, **chosen, operative=operative, log=click.echo, hosts=here)
+
+
+def _profiled(stages: Sequence[Stage], profile: str) -> tuple[Stage, ...]:
+  """The stages, those that can be traced with these steps. Raises UsageError if there are none."""
+  steps = re.fullmatch(r'(\d+):(\d+)', profile)
+  if steps is None or not 1 <= int(steps[1]) <= int(steps[2]):
+    raise click.UsageError(f'--profile={profile}: give two steps such as 20:25, counted from 1')
+  if not any(hasattr(stage, 'profile') for stage in stages):
+    raise click.UsageError('--profile: no stage of this experiment trains')
+  given: dict[str, Any] = {'profile': (int(steps[1]), int(steps[2]))}
+  return tuple(
+    dataclasses.replace(stage, **given) if hasattr(stage, 'profile') else stage for stage in stages
+  )
 
 
 def _split(names: str | None) -> tuple[str, ...]:

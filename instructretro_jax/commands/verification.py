@@ -44,7 +44,8 @@ def _wrong_checkpoint(folder: Path) -> Iterator[str]:
   expected = manifest.read_manifest(folder).counts.get('params_sha256')
   if expected is None:
     return
-  from instructretro_jax.train.checkpoint import Checkpoint, params_sha256  # loads JAX
+  from instructretro_jax.train.checkpoint import Checkpoint  # loads JAX
+  from instructretro_jax.train.fingerprint import params_sha256
 
   try:
     found = params_sha256(Checkpoint(folder).read())

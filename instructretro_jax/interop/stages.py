@@ -22,8 +22,9 @@ from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.questions.formats import ChatFormat
 from instructretro_jax.questions.prompts import format_of
 from instructretro_jax.text import hugging_face_vocabulary, model_names, packages, vocabulary
-from instructretro_jax.train.checkpoint import Checkpoint, params_sha256
+from instructretro_jax.train.checkpoint import Checkpoint
 from instructretro_jax.train.checkpoint_writer import write_checkpoint
+from instructretro_jax.train.fingerprint import params_sha256
 from instructretro_jax.train.lazy_params import LazyParams
 
 SMOLLM2 = 'smollm2'

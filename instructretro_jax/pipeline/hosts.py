@@ -19,8 +19,14 @@ from instructretro_jax.pipeline.manifest import StageError
 
 T = TypeVar('T')
 
+PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: run it again
+
 _PAYLOAD_STEP = 1024  # bytes; messages of one padded length share what is compiled
 _SHUTDOWN_SECS = 30  # that a process which ends waits for the others
+
+
+class Preempted(Exception):
+  """A machine is taken away; every process raises it, and what was done is saved."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from instructretro_jax.pipeline.hosts import Hosts
+from instructretro_jax.pipeline.hosts import Hosts, Preempted
 from instructretro_jax.pipeline.manifest import StageError, in_words
 
 _SILENCE_SECS = 60  # of a host, after which it is lost
@@ -41,6 +41,9 @@ def watched(hosts: Hosts, silence_secs: int = _SILENCE_SECS) -> Iterator[None]:
   watch = _Watch(hosts, _connect(hosts, silence_secs))
   try:
     yield
+  except Preempted:
+    watch.finish()
+    raise
   except BaseException as error:
     watch.fail(error)
     raise

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+import dataclasses
 import functools
-import hashlib
 import json
 from pathlib import Path
 import shutil
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import traverse_util
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import orbax.checkpoint as ocp
@@ -20,17 +19,30 @@ import orbax.checkpoint as ocp
 from instructretro_jax.array_types import Params
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.execution import Execution
-from instructretro_jax.model.layer_groups import layer_paths, locate, unstack_layers
+from instructretro_jax.model.layer_groups import locate, unstack_layers
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.pipeline import configuration, manifest
 from instructretro_jax.pipeline.notes import note
-from instructretro_jax.train.lazy_params import LazyArray, LazyParams
 from instructretro_jax.train.state import abstract_params
 from instructretro_jax.train.step import TrainState
 
 _RECORD = Path('record', 'metadata')  # in the folder of a checkpoint
-_PIECE_BYTES = 1 << 30  # of an array spread over processes that one of them holds at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keep:
+  """Which checkpoints of an arm are kept.
+
+  Attributes:
+    last: the newest so many.
+    every: also each that is of a multiple of so many steps.
+  """
+
+  last: int = 2
+  every: int | None = None
+
+  only_how: ClassVar[frozenset[str]] = frozenset({'last', 'every'})
 
 
 class Checkpoints:
@@ -43,8 +55,13 @@ class Checkpoints:
   trained longer), and the seed of the data with the position after the last example seen.
   """
 
-  def __init__(self, folder: Path, keep: int = 2):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+  def __init__(self, folder: Path, keep: Keep | None = None):
+    keep = keep or Keep()
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep.last,
+      keep_period=keep.every,
+      cleanup_tmp_directories=True,  # of a save that was killed
+    )
     self._folder = folder.absolute()
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -53,12 +70,12 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, state: TrainState, record: dict[str, Any]) -> None:
-    """Writes the state; returns when it is on disk."""
+    """Begins to write the state, which may then be used up; the save before is awaited first."""
+    self._manager.wait_until_finished()
     arguments = ocp.args.Composite(
       state=ocp.args.StandardSave(_as_tree(state)), record=ocp.args.JsonSave(record)
     )
     self._manager.save(int(state.step), args=arguments, force=True)
-    self._manager.wait_until_finished()
 
   def restore(
     self, abstract_of: Callable[[bool], TrainState]
@@ -108,7 +125,7 @@ class Checkpoints:
     return target
 
   def close(self) -> None:
-    """Ends the threads of Orbax."""
+    """Returns when the last save is on disk."""
     self._manager.close()
 
 
@@ -264,34 +281,6 @@ def _damaged(folder: Path, error: Exception) -> manifest.StageError:
 
 def _first_line(error: Exception) -> str:
   return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def params_sha256(params: Params | LazyParams) -> str:
-  """Identifies parameters by path, with one entry a layer, and bytes.
-
-  Every process that holds a part must call it.
-  """
-  digest = hashlib.sha256()
-  flat = traverse_util.flatten_dict(params, sep='/')
-  held = [(n, p, i) for p, x in flat.items() for i, n in enumerate(layer_paths(p, x.shape))]
-  for name, path, index in sorted(held):
-    x = flat[path]
-    x = x.read() if isinstance(x, LazyArray) else x
-    digest.update(name.encode() + b'\0')
-    for piece in _on_host(x if name == path else x[index]):
-      digest.update(piece.tobytes())
-  return digest.hexdigest()
-
-
-def _on_host(x: np.ndarray | jax.Array) -> Iterator[np.ndarray]:
-  """An array, whatever processes hold it: whole, or in slices along its first axis."""
-  if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
-    yield np.asarray(x)
-    return
-  rows = max(1, _PIECE_BYTES // (x.nbytes // len(x)))
-  for start in range(0, len(x), rows):
-    piece = jax.lax.dynamic_slice_in_dim(x, start, min(rows, len(x) - start))
-    yield multihost_utils.process_allgather(piece, tiled=True)
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import functools
 import math
@@ -25,15 +26,18 @@ from instructretro_jax.pipeline import configuration, manifest
 from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.text import vocabulary
-from instructretro_jax.train.checkpoint import Checkpoints, model_record, params_sha256
+from instructretro_jax.train.checkpoint import Checkpoints, Keep, model_record
 from instructretro_jax.train.compiled_step import CompiledStep, compile_step
 from instructretro_jax.train.execution_log import note_execution
+from instructretro_jax.train.fingerprint import params_sha256
 from instructretro_jax.train.gates import RANDOM, with_random_gates
 from instructretro_jax.train.initial_state import Initializer, first_example, first_or_latest
 from instructretro_jax.train.mesh import check_params, training_mesh
 from instructretro_jax.train.metrics import TrainLog
 from instructretro_jax.train.optimizer import Optimizer
+from instructretro_jax.train.profile import Profile
 from instructretro_jax.train.step import TrainState
+from instructretro_jax.train.steps import take_steps
 
 _FROZEN_RETRIEVAL = (RETRIEVAL, 0.0)
 
@@ -58,6 +62,9 @@ class Train(Stage):
     data_seed: decides the order of the examples.
     continue_data: begin behind the examples that `init_from` has seen; it must have the same
       `data_seed`, so that its order is continued.
+    checkpoint_every: steps; the last is saved too, and the one at which a machine is taken away.
+    keep: which checkpoints are.
+    profile: first and last step of a trace below logs/profile.
   """
 
   task: Task
@@ -75,6 +82,8 @@ class Train(Stage):
   data_seed: int = 0
   continue_data: bool = False
   checkpoint_every: int = 100
+  keep: Keep = Keep()
+  profile: tuple[int, int] | None = None
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
@@ -112,7 +121,9 @@ class Train(Stage):
 
   unlisted: ClassVar[frozenset[str]] = frozenset({'logs', 'checkpoints'})
   on_all_hosts: ClassVar[bool] = True
-  only_how: ClassVar[frozenset[str]] = frozenset({'num_microbatches', 'checkpoint_every'})
+  only_how: ClassVar[frozenset[str]] = frozenset(
+    {'num_microbatches', 'checkpoint_every', 'profile'}
+  )
 
   @property
   def with_retrieval(self) -> bool:
@@ -161,8 +172,8 @@ class Train(Stage):
     record = {'vocabulary': fingerprint, **model_record(self.model, self.execution)}
     mesh = training_mesh(self.mesh, self.batch_size, self.num_microbatches)
     check_params(self.model, self.with_retrieval, mesh)
-    checkpoints = Checkpoints(folder / 'checkpoints')
-    with jax.set_mesh(mesh):
+    checkpoints = Checkpoints(folder / 'checkpoints', self.keep)
+    with contextlib.closing(checkpoints), jax.set_mesh(mesh):
       step_of = functools.cache(functools.partial(self.compile_step, mesh))
       state, latest = first_or_latest(
         checkpoints,
@@ -187,17 +198,23 @@ class Train(Stage):
         stream = with_random_gates(stream, **place)
       log = self._open_log(folder / 'logs', done, lengths[0])
       placed = put_batches(map(_for_model, stream), mesh, self.batch_size)
-      for n, batch in enumerate(placed, start=done + 1):
-        state, metrics = step.function(state, batch)
-        log.add(n, metrics)
-        if n % self.checkpoint_every == 0 or n == self.num_steps:
-          log.flush(state)
-          example = first + n * self.batch_size
-          position = {'data_seed': self.data_seed, 'example': example, 'order': order}
-          checkpoints.save(state, record | {'data': position, 'num_steps': lengths})
-          log.last_good = n
-      log.close()
-    checkpoints.close()
+
+      def save(state: TrainState, n: int) -> None:
+        example = first + n * self.batch_size
+        position = {'data_seed': self.data_seed, 'example': example, 'order': order}
+        checkpoints.save(state, record | {'data': position, 'num_steps': lengths})
+
+      with contextlib.closing(log):
+        state = take_steps(
+          state,
+          step.function,
+          placed,
+          num_steps=self.num_steps,
+          checkpoint_every=self.checkpoint_every,
+          save=save,
+          log=log,
+          profile=Profile(self.profile, folder / 'logs' / 'profile', done, self.num_steps),
+        )
     longer = {'trained_longer_from': lengths[:-1]} if lengths[:-1] else {}
     counts = self.task.counts(source) | _param_counts(state) | longer
     return {'steps': int(state.step), **counts}

@@ -37,10 +37,12 @@ class TrainLog:
     rates: optax.Schedule,
     is_writer: bool = True,
   ):
-    self._folder, self._name, self._rates, self._is_writer = folder, name, rates, is_writer
+    self.name = name
+    self._folder, self._rates, self._is_writer = folder, rates, is_writer
     self._pending: tuple[int, Mapping[str, Array]] | None = None
     self._clock = time.monotonic()
-    self.last_good = first_step  # of a checkpoint; 0 where there is none
+    self._last_good = first_step  # of a checkpoint; 0 where there is none
+    self._waited = 0.0  # seconds, for checkpoints
     if is_writer:
       folder.mkdir(parents=True, exist_ok=True)
       self._drop_after(first_step)
@@ -63,10 +65,15 @@ class TrainLog:
     Raises StageError, on every process, if the state is not finite.
     """
     self._write()
-    step = self._pending[0] if self._pending else self.last_good
+    step = self._pending[0] if self._pending else self._last_good
     self._pending = None
     if (wrong := not_finite(state)) is not None:
       raise self._diverged(f'the update of step {step} made {wrong} not finite')
+
+  def saved(self, step: int, secs: float) -> None:
+    """Names a checkpoint good, for which training has waited so long."""
+    self._last_good = step
+    self._waited += secs
 
   def close(self) -> None:
     """Ends the bar and the curves."""
@@ -75,11 +82,11 @@ class TrainLog:
       self._writer.close()
 
   def _diverged(self, what: str) -> manifest.StageError:
-    good = f'step {self.last_good}' if self.last_good else 'none'
+    good = f'step {self._last_good}' if self._last_good else 'none'
     return manifest.StageError(
-      f'{self._name}: {what}. Last good checkpoint: {good}, '
+      f'{self.name}: {what}. Last good checkpoint: {good}, '
       f'in {self._folder.parent / "checkpoints"}. Lower the learning rate and train again '
-      f'with --rebuild={self._name}.'
+      f'with --rebuild={self.name}.'
     )
 
   @property
@@ -107,6 +114,8 @@ class TrainLog:
     values['learning_rate'] = float(self._rates(step - 1))
     values['tokens_per_s'] = round(values.pop('tokens') / max(1e-9, now - self._clock), 1)
     self._clock = now
+    if self._waited:
+      values['checkpoint_s'], self._waited = round(self._waited, 3), 0.0
     with self._path.open('a') as file:
       file.write(json.dumps({'step': step, **values}, allow_nan=False) + '\n')
     for name, value in values.items():

@@ -15,7 +15,7 @@ from instructretro_jax.pipeline import hosts, manifest
 from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.pipeline.experiment import run as run_experiment
 from instructretro_jax.pipeline.stage import Stage
-from instructretro_jax.train.checkpoint import params_sha256
+from instructretro_jax.train.fingerprint import params_sha256
 from tests.checkpoints import load_params
 
 IMPORTED = ImportWeights(source=str(Path(__file__).parents[1] / 'golden' / 'hf' / 'llama'))

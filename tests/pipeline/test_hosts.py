@@ -3,7 +3,9 @@
 import json
 import os
 from pathlib import Path
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -83,10 +85,10 @@ def command(root: Path, documents: Path) -> list[str]:
   ]  # fmt: skip
 
 
-def start_pair(root: Path, documents: Path) -> list[subprocess.Popen]:
+def start_pair(root: Path, documents: Path, *more: str) -> list[subprocess.Popen]:
   port = free_port()
   flags = [f'--coordinator=localhost:{port}', '--num_processes=2']
-  both = command(root, documents) + flags
+  both = [*command(root, documents), *more, *flags]
   return [start([*both, f'--process_id={index}'], devices=4) for index in (0, 1)]
 
 
@@ -116,6 +118,42 @@ def _flat(tree, prefix=''):
       yield f'{prefix}{name}', x
 
 
+def wait_for_rows(root: Path, pair: list[subprocess.Popen], count: int) -> None:
+  """Returns when the second arm has logged so many steps."""
+  log = root / 'retro_fit' / 'logs' / 'metrics.jsonl'
+  while not (log.exists() and log.read_text().count('\n') >= count):
+    assert pair[1].poll() is None, pair[1].communicate()[1][-3000:]
+    time.sleep(0.01)
+
+
+@pytest.mark.slow(minutes=4)
+def test_a_pair_of_which_one_machine_is_taken_away_saves_and_goes_on(tmp_path, tiny_documents):
+  whole, told = tmp_path / 'whole', tmp_path / 'told'
+  more = ('--to=retro_fit', '--gin.FIT_STEPS=600', '--gin.loop.Train.checkpoint_every=200')
+  finish(start_pair(whole, tiny_documents, *more))
+  shutil.copytree(whole, told)
+  shutil.rmtree(told / 'retro_fit')
+  pair = start_pair(told, tiny_documents, *more)
+  wait_for_rows(told, pair, 3)
+  pair[1].send_signal(signal.SIGTERM)
+  ended = [process.communicate(timeout=60) for process in pair]
+  assert [process.returncode for process in pair] == [75, 75], ended
+  said = re.search(r'retro_fit: a machine .* is taken away: step (\d+) of 600', ended[0][1])
+  saved = int(said[1])
+  assert 3 <= saved < 200 and f'step {saved} of 600' in ended[1][1]
+  # one that is killed right after the signal loses no more than any that is killed
+  pair = start_pair(told, tiny_documents, *more)
+  wait_for_rows(told, pair, saved + 3)
+  pair[0].send_signal(signal.SIGTERM)
+  for process in pair:
+    process.kill()
+    process.communicate()
+  assert Checkpoint(told / 'retro_fit').record['data']['example'] >= 8 * (saved + 2)
+  finish(start_pair(told, tiny_documents, *more))
+  manifests = [(root / 'retro_fit' / manifest.MANIFEST).read_bytes() for root in (whole, told)]
+  assert manifests[0] == manifests[1]
+
+
 @pytest.mark.slow(minutes=7)
 def test_two_processes_train_as_one_does(tmp_path, tiny_documents):
   one, two, killed, alone = (tmp_path / name for name in ('one', 'two', 'killed', 'alone'))
@@ -129,10 +167,7 @@ def test_two_processes_train_as_one_does(tmp_path, tiny_documents):
   for name in ('retro_fit', 'perplexity'):
     shutil.rmtree(killed / name)
   pair = start_pair(killed, tiny_documents)
-  log = killed / 'retro_fit' / 'logs' / 'metrics.jsonl'
-  while not (log.exists() and log.read_text().count('\n') >= 3):
-    assert pair[1].poll() is None, pair[1].communicate()[1][-3000:]
-    time.sleep(0.01)
+  wait_for_rows(killed, pair, 3)
   pair[1].kill()  # SIGKILL
   assert pair[0].wait(timeout=600) != 0  # it cannot go on alone, and ends by itself
   assert not (killed / 'retro_fit' / manifest.MANIFEST).exists()
