@@ -15,6 +15,7 @@ import numpy as np
 
 from instructretro_jax.array_types import Params
 from instructretro_jax.evaluate import viewer
+from instructretro_jax.examples.heldout import heldout_batches
 from instructretro_jax.examples.tasks import LanguageModel
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
@@ -24,7 +25,7 @@ from instructretro_jax.pipeline.fields import MAY_BE_0
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.report.categories import KINDS, RUN_RANGES
-from instructretro_jax.retrieval.neighbours import NeighbourTable, random_neighbours
+from instructretro_jax.retrieval.neighbours import NeighbourTable
 from instructretro_jax.retrieval.overlap import copyable, shared_run
 from instructretro_jax.text import vocabulary
 from instructretro_jax.text.chunks import ChunkStore
@@ -78,14 +79,8 @@ class Perplexity(Stage):
         f'{root / self.viewed_arm} has no encoder: name an arm that has one in viewed_arm'
       )
     vocab = vocabulary.load(root / self.task.vocabulary)
-    database = ChunkStore(root / self.task.chunks, 'train')
-    source = self.task.sequences(root, 'heldout')
-    count = min(self.num_sequences, len(source))
-    ids = np.linspace(0, len(source) - 1, count).astype(np.int64)
-    own = source.examples(ids)
-    drawn = random_neighbours(own['chunk_ids'], self.task.num_neighbours, len(database), self.seed)
-    others = source.neighbours(np.where(own['chunk_ids'][..., None] >= 0, drawn, -1))
-    batches = {'own': own, 'off': own, 'random': {**own, **others}}
+    batches = heldout_batches(self.task, root, self.num_sequences, self.seed)
+    own = batches['own']
     masks = token_categories(own)
     store = ChunkStore(root / self.task.chunks, 'heldout')
     bytes_BL = target_bytes(store, own, vocab)
@@ -112,7 +107,11 @@ class Perplexity(Stage):
       own, viewed['off'] - viewed['own'], self.num_viewed, self._provenance(root), vocab
     )
     manifest.write_text(folder / 'passages.json', json.dumps(passages))
-    return {'sequences': count, 'tokens': int(own['loss_mask'].sum()), 'rows': len(rows)}
+    return {
+      'sequences': len(own['tokens']),
+      'tokens': int(own['loss_mask'].sum()),
+      'rows': len(rows),
+    }
 
   def _provenance(self, root: Path) -> viewer.Provenance:
     heldout, train = (ChunkStore(root / self.task.chunks, s) for s in ('heldout', 'train'))

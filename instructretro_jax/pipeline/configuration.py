@@ -1,7 +1,7 @@
 """Configurations as JSON and back, and what of them decides results apart from how they are got.
 
-A dataclass may list, in a class variable `only_how`, fields that decide nothing but how it is
-computed, in what pieces and where: results may differ by them in rounding alone.
+A dataclass may list, as `only_how`, fields that decide nothing but how it is computed, in what
+pieces and where, or what is said of it: results may differ by them in rounding alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar('T')
 
 def to_json(value: Any) -> Any:
   """JSON form of a configuration value; dataclasses keep their class name."""
-  return _to_json(value, lambda kind: frozenset())
+  return _to_json(value, lambda inner: frozenset())
 
 
 def identity(value: Any) -> Any:
@@ -33,8 +33,8 @@ def execution(value: Any) -> dict[str, Any]:
   return dict(_execution(value, ''))
 
 
-def _only_how(kind: type) -> frozenset[str]:
-  return getattr(kind, 'only_how', frozenset())
+def _only_how(value: Any) -> frozenset[str]:
+  return getattr(value, 'only_how', frozenset())
 
 
 def _execution(value: Any, place: str) -> Iterator[tuple[str, Any]]:
@@ -46,15 +46,16 @@ def _execution(value: Any, place: str) -> Iterator[tuple[str, Any]]:
   elif isinstance(value, (list, tuple)):
     inner = enumerate(value)
   for name, one in inner:
-    if name in _only_how(type(value)):
+    if name in _only_how(value):
       yield f'{place}{name}', to_json(one)
     else:
       yield from _execution(one, f'{place}{name}.')
 
 
-def _to_json(value: Any, left_out: Callable[[type], frozenset[str]]) -> Any:
+def _to_json(value: Any, left_out: Callable[[Any], frozenset[str]]) -> Any:
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    names = [f.name for f in dataclasses.fields(value) if f.name not in left_out(type(value))]
+    unused = left_out(value)
+    names = [f.name for f in dataclasses.fields(value) if f.name not in unused]
     fields = {name: _to_json(getattr(value, name), left_out) for name in names}
     return {'class': class_name(type(value)), **fields}
   if isinstance(value, Mapping):

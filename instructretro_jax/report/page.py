@@ -49,7 +49,7 @@ def render(
     run_plot=Markup(plots.perplexity_by_run(perplexity, main_arms)) if perplexity else None,
     questions=tables.question_tables(report['questions']),
     statistics=[tables.statistics_table(*item) for item in report['statistics'].items()],
-    curves=[Markup(svg) for svg in plots.loss_curves(report['curves'])] if report['curves'] else [],
+    curves=[Markup(svg) for svg in plots.loss_curves(report['curves'], report['heldout_curves'])],
     passages=passages,
     gain_steps=GAIN_STEPS,
   )

@@ -29,11 +29,21 @@ _STYLE = {
     ('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'), _INK
   ),
 }
+Curve = Sequence[Sequence[float]]
+
+_DASHES = {'own': '--', 'off': '-.', 'random': ':'}
 _NO_METADATA = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
 
 
-def loss_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[str]:
-  """One SVG for each training length, so that arms of the same length share a plot."""
+def loss_curves(
+  curves: Mapping[str, Curve], heldout: Mapping[str, Mapping[str, Curve]] | None = None
+) -> list[str]:
+  """One SVG for each training length, so that arms of the same length share a plot.
+
+  Args:
+    curves: [step, loss] of each arm.
+    heldout: the same by arm and kind of neighbours, drawn beside its training loss.
+  """
   colours = {arm: _COLOURS[i % len(_COLOURS)] for i, arm in enumerate(curves)}
   by_length: dict[int, list[str]] = {}
   for arm, curve in curves.items():
@@ -45,6 +55,14 @@ def loss_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[str]:
       for arm in arms:
         steps, losses = zip(*curves[arm])
         axes.plot(steps, losses, label=arm, color=colours[arm], linewidth=1.4)
+        for kind, curve in (heldout or {}).get(arm, {}).items():
+          axes.plot(
+            *zip(*curve),
+            label=f'{arm}, held out, {KINDS[kind]}',
+            color=colours[arm],
+            linestyle=_DASHES[kind],
+            marker='.',
+          )
       axes.legend()
       plots.append(_svg(figure, f'Training loss of {", ".join(arms)}'))
   return plots

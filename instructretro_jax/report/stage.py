@@ -13,6 +13,7 @@ from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.report import page
+from instructretro_jax.report.categories import KINDS
 from instructretro_jax.report.checks import checks
 from instructretro_jax.report.figures import headline, perplexity_changes
 from instructretro_jax.report.tables import print_tables
@@ -60,6 +61,7 @@ class Report(Stage):
       'questions': questions,
       'statistics': {name: manifest.read_manifest(root / name).counts for name in self.statistics},
       'curves': {arm: read_curve(root / arm) for arm in self.arms},
+      'heldout_curves': {arm: read_heldout(root / arm) for arm in self.arms},
     }
     passages = _read(root, self.perplexity, 'passages.json')
     manifest.write_text(folder / 'report.json', json.dumps(report, indent=1) + '\n')
@@ -77,14 +79,28 @@ def read_curve(folder: Path) -> list[list[float]]:
 
   Raises StageError if the stage logged nothing.
   """
+  points = [(row['step'], row['loss']) for row in _read_metrics(folder)]
+  size = -(-len(points) // _MAX_POINTS)
+  stretches = [points[i : i + size] for i in range(0, len(points), size)]
+  return [[part[-1][0], round(sum(loss for _, loss in part) / len(part), 5)] for part in stretches]
+
+
+def read_heldout(folder: Path) -> dict[str, list[list[float]]]:
+  """[step, nats] by kind of neighbours, where a training stage measured them as it trained."""
+  curves: dict[str, list[list[float]]] = {}
+  for row in _read_metrics(folder):
+    for kind in KINDS:
+      if (name := f'heldout/{kind}') in row:
+        curves.setdefault(kind, []).append([row['step'], round(row[name], 5)])
+  return curves
+
+
+def _read_metrics(folder: Path) -> list[dict[str, Any]]:
   path = folder / 'logs' / 'metrics.jsonl'
   lines = path.read_text().splitlines() if path.exists() else []
   if not lines:
     raise StageError(f'{path} holds no losses: rebuild with --rebuild={folder.name}')
-  points = [(row['step'], row['loss']) for row in map(json.loads, lines)]
-  size = -(-len(points) // _MAX_POINTS)
-  stretches = [points[i : i + size] for i in range(0, len(points), size)]
-  return [[part[-1][0], round(sum(loss for _, loss in part) / len(part), 5)] for part in stretches]
+  return [json.loads(line) for line in lines]
 
 
 def _read(root: Path, stage: str | None, name: str) -> list[dict[str, Any]]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-import dataclasses
 import functools
 import json
 from pathlib import Path
 import shutil
-from typing import Any, ClassVar
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -24,25 +23,11 @@ from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.pipeline import configuration, manifest
 from instructretro_jax.pipeline.notes import note
+from instructretro_jax.train.keep import LOSS, Keep
 from instructretro_jax.train.state import abstract_params
 from instructretro_jax.train.step import TrainState
 
 _RECORD = Path('record', 'metadata')  # in the folder of a checkpoint
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Keep:
-  """Which checkpoints of an arm are kept.
-
-  Attributes:
-    last: the newest so many.
-    every: also each that is of a multiple of so many steps.
-  """
-
-  last: int = 2
-  every: int | None = None
-
-  only_how: ClassVar[frozenset[str]] = frozenset({'last', 'every'})
 
 
 class Checkpoints:
@@ -58,8 +43,7 @@ class Checkpoints:
   def __init__(self, folder: Path, keep: Keep | None = None):
     keep = keep or Keep()
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep.last,
-      keep_period=keep.every,
+      preservation_policy=keep.policy(),
       cleanup_tmp_directories=True,  # of a save that was killed
     )
     self._folder = folder.absolute()
@@ -69,13 +53,18 @@ class Checkpoints:
     """The step of the latest checkpoint, None if there is none."""
     return self._manager.latest_step()
 
-  def save(self, state: TrainState, record: dict[str, Any]) -> None:
-    """Begins to write the state, which may then be used up; the save before is awaited first."""
+  def save(self, state: TrainState, record: dict[str, Any], loss: float | None = None) -> None:
+    """Begins to write the state, which may then be used up; the save before is awaited first.
+
+    Args:
+      loss: on held-out text, if it was measured.
+    """
     self._manager.wait_until_finished()
     arguments = ocp.args.Composite(
       state=ocp.args.StandardSave(_as_tree(state)), record=ocp.args.JsonSave(record)
     )
-    self._manager.save(int(state.step), args=arguments, force=True)
+    metrics = None if loss is None else {LOSS: loss}
+    self._manager.save(int(state.step), args=arguments, metrics=metrics, force=True)
 
   def restore(
     self, abstract_of: Callable[[bool], TrainState]

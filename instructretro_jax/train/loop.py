@@ -11,27 +11,30 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
-from instructretro_jax.examples.sequences import ExampleSource
 from instructretro_jax.examples.stream import batches
 from instructretro_jax.examples.tasks import Task
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.cross_attention_init import CrossAttentionInit
 from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.param_groups import RETRIEVAL
-from instructretro_jax.model.retro import is_open
+from instructretro_jax.model.retro import Retro, is_open
 from instructretro_jax.model.sharding import MeshConfig, local_rows, put_batches
-from instructretro_jax.pipeline import configuration, manifest
+from instructretro_jax.pipeline import configuration
 from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.text import vocabulary
-from instructretro_jax.train.checkpoint import Checkpoints, Keep, model_record
+from instructretro_jax.train.arm_checks import check_longest, check_room, is_longer
+from instructretro_jax.train.checkpoint import Checkpoints, model_record
 from instructretro_jax.train.compiled_step import CompiledStep, compile_step
 from instructretro_jax.train.execution_log import note_execution
 from instructretro_jax.train.fingerprint import params_sha256
 from instructretro_jax.train.gates import RANDOM, with_random_gates
+from instructretro_jax.train.heldout import Evaluator, HeldOut, History
 from instructretro_jax.train.initial_state import Initializer, first_example, first_or_latest
+from instructretro_jax.train.keep import Keep
 from instructretro_jax.train.mesh import check_params, training_mesh
 from instructretro_jax.train.metrics import TrainLog
 from instructretro_jax.train.optimizer import Optimizer
@@ -65,6 +68,7 @@ class Train(Stage):
     checkpoint_every: steps; the last is saved too, and the one at which a machine is taken away.
     keep: which checkpoints are.
     profile: first and last step of a trace below logs/profile.
+    heldout: losses on held-out text that are logged, and may end the arm.
   """
 
   task: Task
@@ -84,6 +88,7 @@ class Train(Stage):
   checkpoint_every: int = 100
   keep: Keep = Keep()
   profile: tuple[int, int] | None = None
+  heldout: HeldOut | None = None
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
@@ -138,33 +143,21 @@ class Train(Stage):
 
   def reads(self) -> tuple[str, ...]:
     """The stages whose folders `build` reads."""
-    return (*self.task.reads(), *([self.init_from] if self.init_from else []))
+    evaluated = self.heldout.task.reads() if self.heldout else ()
+    names = (*self.task.reads(), *evaluated, *([self.init_from] if self.init_from else []))
+    return tuple(dict.fromkeys(names))
 
   def extends(self, there: Mapping[str, Any]) -> bool:
-    """Whether these are the arguments of this arm with fewer steps.
-
-    Raises StageError if they are, but its learning rates would have been others from the first.
-    """
-    fewer = there.get('num_steps', 0)
-    if there | {'num_steps': self.num_steps} != configuration.identity(self) or (
-      fewer >= self.num_steps
-    ):
-      return False
-    if not self.optimizer.is_open_ended:
-      raise manifest.StageError(
-        f'{self.name} was to be trained for {fewer} steps, and its cosine schedule falls to the '
-        f'final rate at the last of them: with {self.num_steps} all rates would have been others. '
-        f'Train another arm from it (init_from = {self.name!r}), with moments and rates of its '
-        f'own, or this one anew with --rebuild={self.name}. Arms with lr_schedule = '
-        "'wsd' or final_lr_fraction = 1.0 can be trained longer"
-      )
-    return True
+    """Whether these are the arguments of this arm with fewer steps; see `is_longer`."""
+    return is_longer(self.name, there, configuration.identity(self), self.optimizer)
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     """Trains from the latest checkpoint on."""
-    fingerprint = self._check_vocabulary(vocabulary.load(root / self.task.vocabulary))
+    vocab = vocabulary.load(root / self.task.vocabulary)
+    check_room(vocab, self.model.decoder)
+    fingerprint = vocabulary.fingerprint(vocab)
     source = self.task.source(root, 'train', self.model.chunk_len if self.gate != 0 else None)
-    self._check_positions(source)
+    check_longest(self.name, self.task.longest(source), self.model.decoder)
     given = root / self.init_from if self.init_from else None
     order, first = self.task.order(root, source), 0
     if self.continue_data and given is not None:
@@ -183,9 +176,11 @@ class Train(Stage):
         scan_layers=self.execution.scan_layers,
       )
       done, lengths = int(state.step), latest.get('num_steps', [])
+      history = History(latest.get('heldout', []), self.heldout.patience if self.heldout else None)
       if self.num_steps not in lengths:
         lengths.append(self.num_steps)
       step = step_of(self.execution.scan_layers, lengths[0])
+      evaluator = self._evaluator(root, mesh)
       note_execution(self, mesh, folder / 'logs', done)
       place = {
         'seed': self.data_seed,
@@ -202,7 +197,15 @@ class Train(Stage):
       def save(state: TrainState, n: int) -> None:
         example = first + n * self.batch_size
         position = {'data_seed': self.data_seed, 'example': example, 'order': order}
-        checkpoints.save(state, record | {'data': position, 'num_steps': lengths})
+        beside = {'data': position, 'num_steps': lengths, 'heldout': list(history.rows)}
+        checkpoints.save(state, record | beside, history.at(n))
+
+      def evaluate(state: TrainState, n: int) -> dict[str, float]:
+        if evaluator is None or not self.heldout.is_due(n, self.num_steps):
+          return {}
+        losses = evaluator.losses(state)
+        history.add(n, losses)
+        return losses
 
       with contextlib.closing(log):
         state = take_steps(
@@ -213,11 +216,20 @@ class Train(Stage):
           checkpoint_every=self.checkpoint_every,
           save=save,
           log=log,
+          evaluate=evaluate,
+          has_ended=lambda: history.has_ended,
           profile=Profile(self.profile, folder / 'logs' / 'profile', done, self.num_steps),
         )
     longer = {'trained_longer_from': lengths[:-1]} if lengths[:-1] else {}
-    counts = self.task.counts(source) | _param_counts(state) | longer
+    best = {'best_heldout': history.best} if self.heldout and self.heldout.patience else {}
+    counts = self.task.counts(source) | _param_counts(state) | longer | best
     return {'steps': int(state.step), **counts}
+
+  def _evaluator(self, root: Path, mesh: Mesh) -> Evaluator | None:
+    if self.heldout is None:
+      return None
+    model = Retro(self.model, self.execution)
+    return Evaluator(self.heldout, root, model, mesh, self.batch_size, self.with_retrieval)
 
   def compile_step(
     self, mesh: Any, scan_layers: bool | None = None, warmup_of: int | None = None
@@ -250,23 +262,6 @@ class Train(Stage):
       vocabulary=fingerprint,
       keeps_retrieval=self.keep_retro and self.gate == 0,
     )
-
-  def _check_vocabulary(self, vocab: vocabulary.Vocabulary) -> str:
-    """The fingerprint of a vocabulary whose ids the model has room for."""
-    if vocab.vocab_size > self.model.decoder.vocab_size:
-      raise manifest.StageError(
-        f'the vocabulary has {vocab.vocab_size} ids, the model room for '
-        f'{self.model.decoder.vocab_size}: raise vocab_size of the model'
-      )
-    return vocabulary.fingerprint(vocab)
-
-  def _check_positions(self, source: ExampleSource) -> None:
-    decoder, longest = self.model.decoder, self.task.longest(source)
-    if decoder.longest_text is not None and longest > decoder.longest_text:
-      raise manifest.StageError(
-        f'{self.name}: a text of its task has {longest} tokens, and does not fit the '
-        f'{decoder.bound_in_words}: lower seq_len of the task, or raise the bound of the model'
-      )
 
   def _open_log(self, folder: Path, first_step: int, warmup_of: int) -> TrainLog:
     return TrainLog(

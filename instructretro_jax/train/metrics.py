@@ -59,6 +59,12 @@ class TrainLog:
     self._write()
     self._pending = (step, metrics)
 
+  def add_to_last(self, metrics: Mapping[str, float]) -> None:
+    """More of the step that was noted last."""
+    assert self._pending is not None
+    step, before = self._pending
+    self._pending = (step, {**before, **metrics})
+
   def flush(self, state: TrainState) -> None:
     """Writes the last step; what came of it may then be saved, and named good.
 

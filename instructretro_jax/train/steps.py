@@ -24,24 +24,32 @@ def take_steps(
   save: Callable[[TrainState, int], None],
   log: TrainLog,
   profile: Profile,
+  evaluate: Callable[[TrainState, int], dict[str, float]] = lambda state, step: {},
+  has_ended: Callable[[], bool] = lambda: False,
 ) -> TrainState:
   """The state after the last step; `batches` are those of the steps that are left.
 
   Args:
     function: takes a step, and uses the state up.
     save: begins to save the state of a step.
+    evaluate: the metrics that a step has besides.
+    has_ended: whether they say that more steps are of no use; the state is then saved.
 
   Raises Preempted, with the state saved, where this machine, or another of the run, is taken away.
   """
   done = int(state.step)
+  if has_ended():
+    return state
   with preemption.watched_for() as is_preempted:
     for n, batch in enumerate(batches, start=done + 1):
       with profile.step(n):
         state, metrics = function(state, batch)
       profile.end(n, state)
       log.add(n, metrics)
-      ends_early = is_preempted(n) and n < num_steps
-      if ends_early or n % checkpoint_every == 0 or n == num_steps:
+      log.add_to_last(evaluate(state, n))
+      is_last = n == num_steps or has_ended()
+      ends_early = is_preempted(n) and not is_last
+      if ends_early or is_last or n % checkpoint_every == 0:
         log.flush(state)
         began = time.monotonic()
         save(state, n)
@@ -51,4 +59,6 @@ def take_steps(
           f'{log.name}: a machine of this run is taken away: step {n} of {num_steps} is saved; the '
           'same command goes on from there'
         )
+      if is_last:
+        break
   return state

@@ -67,6 +67,15 @@ def test_tags_are_balanced_and_ids_unique(built):
   assert len(checker.ids) == len(set(checker.ids))
 
 
+def test_held_out_curves_stand_beside_the_training_loss(built):
+  report = json.loads((built / 'report.json').read_text())
+  found = report['heldout_curves']
+  assert set(found['retro_fit']) == {'own', 'off', 'random'} and not found['gpt_fit']
+  assert [step for step, _ in found['retro_fit']['own']] == [20, 40, 60]
+  page = (built / 'index.html').read_text()
+  assert page.count('retro_fit, held out, random neighbours') == 1
+
+
 def test_curves_leave_speed_out_and_are_averaged(built):
   text = (built / 'report.json').read_text()
   assert 'tokens_per_s' not in text

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
 
 from flax import linen as nn
 import jax
@@ -14,11 +12,9 @@ from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.layer_groups import stack_layers
 from instructretro_jax.model.sharding import MeshConfig, make_mesh
 from instructretro_jax.pipeline import manifest, stage
-from instructretro_jax.pipeline.hosts import Preempted
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.pipeline.status import State, statuses
 from instructretro_jax.train import loop
-from instructretro_jax.train.checkpoint import Keep
 from instructretro_jax.train.fingerprint import params_sha256
 from instructretro_jax.train.metrics import TrainLog
 from instructretro_jax.train.optimizer import AdamW
@@ -198,43 +194,6 @@ def test_an_update_that_overflows_is_not_saved_and_its_part_named(made):
   with pytest.raises(manifest.StageError, match=message):
     stage.run(arm(num_steps=1, optimizer=wild), made)
   assert not list((made / 'gpt' / 'checkpoints').glob('[0-9]*'))
-
-
-def test_an_arm_whose_machine_is_taken_away_saves_and_ends_as_it_would_have(made, monkeypatch):
-  whole = stage.run(arm(name='whole', num_steps=9, checkpoint_every=4), made)
-  add = TrainLog.add
-
-  def is_told(self, n, metrics):
-    if n == 6:
-      os.kill(os.getpid(), signal.SIGTERM)
-    add(self, n, metrics)
-
-  monkeypatch.setattr(TrainLog, 'add', is_told)
-  told = arm(num_steps=9, checkpoint_every=4)
-  with pytest.raises(Preempted, match='step 6 of 9 is saved'):
-    stage.run(told, made)
-  monkeypatch.setattr(TrainLog, 'add', add)
-  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-  steps = {path.name for path in (made / 'gpt' / 'checkpoints').glob('[0-9]*')}
-  assert steps == {'4', '6'}
-  assert stage.run(told, made).counts['params_sha256'] == whole.counts['params_sha256']
-  assert losses(made / 'gpt') == losses(made / 'whole')
-
-
-def test_which_checkpoints_are_kept(made):
-  stage.run(arm(num_steps=7, checkpoint_every=1, keep=Keep(last=2, every=3)), made)
-  steps = {path.name for path in (made / 'gpt' / 'checkpoints').glob('[0-9]*')}
-  assert steps == {'3', '6', '7'}
-  saved = [row['step'] for row in rows(made / 'gpt') if 'checkpoint_s' in row]
-  assert saved == [2, 3, 4, 5, 6, 7]  # of the save before
-
-
-def test_a_trace_of_some_steps(made, capsys):
-  stage.run(arm(num_steps=4, profile=(2, 3)), made)
-  assert list((made / 'gpt' / 'logs' / 'profile').rglob('*.xplane.pb'))
-  assert list((made / 'gpt' / 'logs' / 'profile').rglob('perfetto_trace.json.gz'))
-  stage.run(arm(name='short', num_steps=1, profile=(2, 3)), made)
-  assert 'no trace: steps 2 to 3 are not among 1 to 1' in capsys.readouterr().err
 
 
 def test_the_norm_of_each_part_is_logged(made):
