@@ -59,12 +59,16 @@ class Checkpoints:
     Args:
       loss: on held-out text, if it was measured.
     """
-    self._manager.wait_until_finished()
+    self.wait()
     arguments = ocp.args.Composite(
       state=ocp.args.StandardSave(_as_tree(state)), record=ocp.args.JsonSave(record)
     )
     metrics = None if loss is None else {LOSS: loss}
     self._manager.save(int(state.step), args=arguments, metrics=metrics, force=True)
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk."""
+    self._manager.wait_until_finished()
 
   def restore(
     self, abstract_of: Callable[[bool], TrainState]

@@ -4,13 +4,11 @@ import dataclasses
 import json
 
 from flax import linen as nn
-import jax
 import numpy as np
 import pytest
 
 from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.layer_groups import stack_layers
-from instructretro_jax.model.sharding import MeshConfig, make_mesh
 from instructretro_jax.pipeline import manifest, stage
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.pipeline.status import State, statuses
@@ -59,10 +57,8 @@ def break_off(monkeypatch, step):
 
 
 @pytest.fixture
-def made(root, monkeypatch):  # noqa: F811
-  """A root in which stages can run as in an experiment, on one device."""
-  one_device = make_mesh(MeshConfig(), jax.devices()[:1])
-  monkeypatch.setattr(loop, 'training_mesh', lambda *given: one_device)
+def made(root):  # noqa: F811
+  """A root in which stages can run as in an experiment."""
   manifest.begin(root / 'vocabulary', stage.plan(Given(name='vocabulary'), root))
   manifest.commit(root / 'vocabulary', stage.plan(Given(name='vocabulary'), root), {}, frozenset())
   return root

@@ -106,7 +106,7 @@ def test_random_gates_are_those_of_the_rows():
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
+def root(tmp_path, monkeypatch, one_device):
   monkeypatch.setattr(vocabulary, 'load', lambda folder: VOCAB)
   monkeypatch.setattr(vocabulary, 'fingerprint', lambda vocab: 'bytes')
   lines = [json.dumps(dataclasses.asdict(ask(n))) + '\n' for n in range(9)]

@@ -21,6 +21,7 @@ from instructretro_jax.pipeline import manifest
 from instructretro_jax.train import compiled_step, loop
 from instructretro_jax.train.checkpoint_writer import write_checkpoint
 from instructretro_jax.train.lazy_params import LazyArray
+from instructretro_jax.train.mesh import training_mesh
 from instructretro_jax.train.optimizer import AdamW
 from instructretro_jax.train.state import init_params
 from tests.checkpoints import load_params
@@ -59,7 +60,7 @@ class CountingTask(Task):
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
+def root(tmp_path, monkeypatch, one_device):
   class Vocab:
     vocab_size = 300
     pad_id = 0
@@ -111,7 +112,8 @@ def test_a_fit_continues_the_stream_of_its_gpt(root):
     train(root, 'alone', continue_data=True)
 
 
-def test_batches_that_devices_would_compute_whole_are_refused(root, capsys):
+def test_batches_that_devices_would_compute_whole_are_refused(root, capsys, monkeypatch):
+  monkeypatch.setattr(loop, 'training_mesh', training_mesh)
   eight = MeshConfig(data=8)
   with pytest.raises(manifest.StageError, match='a batch of 12 cannot be split.* size of 8 or 16'):
     train(root, 'uneven', mesh=eight, batch_size=12)
