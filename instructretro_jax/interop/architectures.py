@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from instructretro_jax.interop import rope_settings
 from instructretro_jax.interop.hugging_face_settings import unknown
 from instructretro_jax.model.config import DecoderConfig, RetroConfig, reference_retro_layers
 from instructretro_jax.pipeline.manifest import StageError
@@ -109,6 +110,9 @@ def _llama(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
       'to all earlier tokens is supported'
     )
   act = config.get('hidden_act', 'silu')
+  rope = rope_settings.parameters(config)
+  if rope.get('partial_rotary_factor', config.get('partial_rotary_factor', 1)) != 1:
+    wrong.append('partial_rotary_factor is not 1')
   return {
     'vocab_size': vocab_size,
     'num_layers': num_layers,
@@ -121,7 +125,8 @@ def _llama(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
     'norm': 'rmsnorm',
     'norm_eps': config.get('rms_norm_eps', 1e-6),
     'positions': 'rotary',
-    'rotary_base': _rotary_base(config, wrong),
+    'rotary_base': rope_settings.base(config),
+    'rotary_scaling': rope_settings.scaling(config, max_len, wrong),
     'max_len': max_len,
     'attention_window': window,
     'use_bias': family == 'llama' and all(biases),
@@ -139,20 +144,6 @@ def _window(config: Mapping[str, Any], family: str) -> int | None:
     or 'sliding_attention' in (config.get('layer_types') or ())
   )
   return config.get('sliding_window', 4096) if has_window else None
-
-
-def _rotary_base(config: Mapping[str, Any], wrong: list[str]) -> float:
-  """From `rope_parameters`, or `rope_theta` and `rope_scaling` of older files."""
-  rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
-  kind = rope.get('rope_type', rope.get('type', 'default'))
-  factor = rope.get('factor', 1)
-  if kind not in ('default', 'linear') or factor != 1:
-    wrong.append(f'rope_scaling is {kind!r} with the factor {factor!r}, supported is none')
-  if any(isinstance(value, Mapping) for value in rope.values()):
-    wrong.append('rope_parameters differ from layer to layer')
-  if rope.get('partial_rotary_factor', config.get('partial_rotary_factor', 1)) != 1:
-    wrong.append('partial_rotary_factor is not 1')
-  return float(rope.get('rope_theta', config.get('rope_theta', 10_000.0)))
 
 
 def write(decoder: DecoderConfig) -> dict[str, Any]:
@@ -235,8 +226,7 @@ def _write_llama(d: DecoderConfig, wrong: list[str]) -> dict[str, Any]:
     'hidden_act': names.get(d.activation),
     'rms_norm_eps': d.norm_eps,
     'max_position_embeddings': d.max_len,
-    'rope_theta': d.rotary_base,  # read by transformers 4
-    'rope_parameters': {'rope_type': 'default', 'rope_theta': d.rotary_base},
+    **rope_settings.write(d),
   }
   if d.attention_window is not None:
     written |= {'sliding_window': d.attention_window, 'use_sliding_window': True}

@@ -23,8 +23,9 @@ _READ: Mapping[str, frozenset[str]] = {
   | {
     'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
     'num_key_value_heads', 'head_dim', 'hidden_act', 'max_position_embeddings', 'rms_norm_eps',
-    'rope_theta', 'rope_scaling', 'rope_parameters', 'partial_rotary_factor', 'attention_bias',
-    'mlp_bias', 'sliding_window', 'use_sliding_window', 'layer_types',
+    'rope_theta', 'rope_scaling', 'rope_parameters', 'partial_rotary_factor',
+    'original_max_position_embeddings', 'attention_bias', 'mlp_bias', 'sliding_window',
+    'use_sliding_window', 'layer_types',
     'max_window_layers',  # without use_sliding_window, which is refused
     'pretraining_tp',  # in how many pieces products are computed
   },

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from instructretro_jax.model.rotary_scaling import RotaryScaling
+
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'squared_relu', 'swiglu', 'geglu')
 NORMS = ('layernorm', 'layernorm_1p', 'rmsnorm')
 POSITIONS = ('rotary', 'learned', 'none')
@@ -33,6 +35,7 @@ class DecoderConfig:
   rotary_fraction: float = 1.0  # share of the head width that rotary positions act on
   rotary_base: float = 10_000.0
   rotary_interleaved: bool = False  # pairs (2i, 2i + 1) instead of (i, i + A/2)
+  rotary_scaling: RotaryScaling | None = None  # of frequencies, for texts longer than at first
   max_len: int = 2048  # rows of the learned position table
   attention_window: int | None = None  # its weights attend no further, so that texts end there
   use_bias: bool = False  # of linear maps; norms have what their kind has
@@ -130,8 +133,8 @@ class RetroConfig:
 
   @property
   def encoder_stack(self) -> DecoderConfig:
-    """The encoder's own widths; all else is the decoder's."""
-    c = self.decoder
+    """The encoder's own widths; all else is that of the cross-attention."""
+    c = self.cross_attention_stack
     return dataclasses.replace(
       c,
       width=self.encoder_width or c.width,
@@ -140,6 +143,15 @@ class RetroConfig:
       width_per_head=self.encoder_width_per_head or c.width_per_head,
       ff_width=self.encoder_ff_width or c.ff_width,
     )
+
+  @property
+  def cross_attention_stack(self) -> DecoderConfig:
+    """As the decoder, without rotary scaling.
+
+    That is for more tokens than the decoder saw at first. Cross-attention and encoder are trained
+    from their init, on positions that count inside of one neighbour.
+    """
+    return dataclasses.replace(self.decoder, rotary_scaling=None)
 
   @property
   def retro_layers(self) -> tuple[int, ...]:

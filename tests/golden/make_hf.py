@@ -1,11 +1,13 @@
 """Makes tests/golden/hf: a tiny random model of each family, and its logits by transformers.
 
 Run from the root of the repository, with torch and transformers installed (the extra `interop`):
-  python tests/golden/make_hf.py
+  python tests/golden/make_hf.py [FAMILY ...]
 """
 
+import json
 from pathlib import Path
 import shutil
+import sys
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -38,6 +40,24 @@ CONFIGS = {
     **LLAMA, head_dim=8, rope_parameters={'rope_type': 'default', 'rope_theta': 500.0}
   ),
 }  # fmt: skip
+
+# rotary scaling of the model of Llama, whose weights are kept once
+ROPES = {
+  'linear': {'rope_type': 'linear', 'factor': 4.0},
+  'llama3': {
+    'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 0.1, 'high_freq_factor': 1.5,
+    'original_max_position_embeddings': 16,
+  },
+  'yarn': {
+    'rope_type': 'yarn', 'factor': 4.0, 'beta_fast': 2.0, 'beta_slow': 0.1,
+    'original_max_position_embeddings': 16,
+  },
+  'yarn-mscale': {
+    'rope_type': 'yarn', 'factor': 4.0, 'beta_fast': 2.0, 'beta_slow': 0.1, 'mscale': 1.5,
+    'mscale_all_dim': 0.5, 'truncate': False, 'original_max_position_embeddings': 16,
+  },
+}  # fmt: skip
+ROPE_LENGTH, ROPE_KEPT = 40, 8  # tokens, and of how many of the last the logits are kept
 
 
 def make_model(config: transformers.PretrainedConfig, seed: int = 0) -> torch.nn.Module:
@@ -72,11 +92,29 @@ def make_tokenizer() -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def main() -> None:
-  shutil.rmtree(FOLDER, ignore_errors=True)
-  tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, LENGTH))
-  for family, config in CONFIGS.items():
+def scaled(folder: Path, rope: dict) -> torch.nn.Module:
+  """The model of a folder with its rotary positions scaled."""
+  rope = {'rope_theta': 500.0, **rope}
+  return transformers.AutoModelForCausalLM.from_pretrained(
+    folder, rope_parameters=rope, attn_implementation='eager'
+  ).eval()
+
+
+def make_ropes() -> None:
+  tokens = np.random.default_rng(1).integers(0, VOCAB_SIZE, (1, ROPE_LENGTH))
+  for kind, rope in ROPES.items():
+    model = scaled(FOLDER / 'llama', rope)
+    expected = {'tokens': tokens, 'logits': logits(model, tokens)[:, -ROPE_KEPT:].copy()}
+    settings = {'rope_parameters': json.dumps(model.config.rope_parameters)}
+    save_file(expected, FOLDER / 'llama' / f'rope-{kind}.safetensors', metadata=settings)
+
+
+def main(families: list[str]) -> None:
+  for family in families or CONFIGS:
+    config = CONFIGS[family]
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, LENGTH))
     folder = FOLDER / family
+    shutil.rmtree(folder, ignore_errors=True)
     model = make_model(config)
     if family == 'mistral':  # one family in bfloat16, as published weights are
       model.to(torch.bfloat16).save_pretrained(folder)
@@ -89,8 +127,10 @@ def main() -> None:
     (folder / 'generation_config.json').unlink(missing_ok=True)
     expected = {'tokens': tokens, 'logits': logits(model, tokens)}
     save_file(expected, folder / 'expected.safetensors')
-  make_tokenizer().save(str(FOLDER / 'llama' / 'tokenizer.json'), pretty=False)
+    if family == 'llama':
+      make_tokenizer().save(str(folder / 'tokenizer.json'), pretty=False)
+      make_ropes()
 
 
 if __name__ == '__main__':
-  main()
+  main(sys.argv[1:])

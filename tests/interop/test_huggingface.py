@@ -9,6 +9,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from instructretro_jax.interop import architectures, huggingface, tensor_table
@@ -48,6 +49,23 @@ def test_logits_are_those_of_transformers(family):
   np.testing.assert_allclose(found, expected['logits'], atol=1e-4)
 
 
+@pytest.mark.parametrize('kind', ['linear', 'llama3', 'yarn', 'yarn-mscale'])
+def test_logits_with_scaled_rotary_positions_are_those_of_transformers(tmp_path, kind):
+  path = GOLDEN / 'llama' / f'rope-{kind}.safetensors'
+  with safe_open(path, 'np') as file:
+    rope = json.loads(file.metadata()['rope_parameters'])
+  config, params = huggingface.load(copy_with(tmp_path, 'llama', rope_parameters=rope))
+  expected = load_file(path)
+  kept = expected['logits'].shape[1]
+  assert expected['tokens'].shape[1] > 16 + kept  # all of them beyond the length at first
+  found = logits(config, params, expected['tokens'])[:, -kept:]
+  np.testing.assert_allclose(found, expected['logits'], atol=1e-5)
+  plain = dataclasses.replace(config.decoder, rotary_scaling=None)
+  unscaled = logits(dataclasses.replace(config, decoder=plain), params, expected['tokens'])
+  assert np.abs(unscaled[:, -kept:] - expected['logits']).max() > 1e-2
+  assert architectures.read(architectures.write(config.decoder)) == config.decoder
+
+
 def test_retrieval_is_wrapped_around_the_decoder():
   config, lazy = huggingface.load_lazy(GOLDEN / 'llama', chunk_len=4, encoder_layers=1)
   assert config.retro_layers == (1,)  # the reference's rule names none of two layers
@@ -80,8 +98,14 @@ def test_every_tensor_that_does_not_fit_is_listed(tmp_path):
 @pytest.mark.parametrize(
   ('family', 'changes', 'named'),
   [
-    ('llama', {'rope_parameters': {'rope_type': 'llama3'}}, 'rope_scaling.*llama3'),
-    ('llama', {'rope_parameters': None, 'rope_scaling': {'type': 'yarn', 'factor': 4}}, 'yarn'),
+    ('llama', {'rope_parameters': {'rope_type': 'llama3'}},
+     "'llama3' without factor, low_freq_factor, high_freq_factor"),
+    ('llama', {'rope_scaling': {'type': 'dynamic', 'factor': 4}}, "rope_scaling is 'dynamic'"),
+    ('llama', {'rope_parameters': {'rope_type': 'longrope'}}, "rope_scaling is 'longrope'"),
+    ('llama', {'rope_scaling': {'type': 'yarn', 'factor': 4, 'mrope_section': [1]}},
+     "'yarn' with mrope_section"),
+    ('llama', {'rope_scaling': {'type': 'yarn', 'factor': 4, 'beta_fast': 0.5}}, 'beta_slow 1.0'),
+    ('llama', {'rope_parameters': {'full_attention': {'rope_type': 'yarn'}}}, 'layer to layer'),
     ('llama', {'partial_rotary_factor': 0.5}, 'partial_rotary_factor'),
     ('llama', {'rope_parameters': None, 'rope_scaling': {'factor': 8.0}}, 'the factor 8.0'),
     ('llama', {'num_attention_heads': 5}, 'llama: num_heads 5 is no multiple of kv heads 2'),
@@ -116,6 +140,7 @@ def test_what_changes_the_numbers_and_is_not_supported_is_refused_by_name(
     ('qwen2', {'use_sliding_window': False, 'sliding_window': 16}),
     ('qwen3', {'rope_parameters': None, 'rope_theta': 500.0, 'rope_scaling': None}),  # older files
     ('llama', {'rope_scaling': {'type': 'linear', 'factor': 1.0}, 'rope_parameters': None}),
+    ('llama', {'rope_scaling': {'rope_type': 'default'}, 'original_max_position_embeddings': 8}),
   ],
 )
 def test_what_is_inactive_is_accepted(tmp_path, family, changes):
@@ -270,3 +295,42 @@ def test_live_export_of_a_retro_model(tmp_path, positions):
   np.testing.assert_allclose(
     make_hf.logits(model, tokens), logits(config, params, tokens), atol=1e-4
   )
+
+
+@pytest.mark.slow
+def test_live_rope_scaling_of_published_sizes(tmp_path):
+  """Frequencies at published settings, and logits far beyond the length at first."""
+  transformers = pytest.importorskip('transformers', reason='comes with the interop extra')
+  rope_utils = pytest.importorskip('transformers.modeling_rope_utils')
+
+  from tests.golden import make_hf
+
+  llama3 = {'rope_type': 'llama3', 'factor': 32.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0}
+  ropes = [
+    {'rope_type': 'linear', 'factor': 8.0},
+    {**llama3, 'original_max_position_embeddings': 8192},
+    {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 32_768},
+    {'rope_type': 'yarn', 'factor': 40.0, 'original_max_position_embeddings': 4096, 'mscale': 1.0,
+     'mscale_all_dim': 0.7, 'truncate': False},
+    {'rope_type': 'yarn', 'factor': 16.0, 'original_max_position_embeddings': 64},
+  ]  # fmt: skip
+  for rope in ropes:
+    rope |= {'rope_theta': 500_000.0}
+    settings = {**make_hf.LLAMA, 'head_dim': 64, 'max_position_embeddings': 131_072}
+    config = transformers.LlamaConfig(**settings, rope_parameters=rope)
+    expected, magnitude = rope_utils.ROPE_INIT_FUNCTIONS[rope['rope_type']](config)
+    decoder = architectures.read({**config.to_dict(), 'rope_parameters': rope})
+    scaling = decoder.rotary_scaling
+    found = 500_000.0 ** (-np.arange(32) / 32) * scaling.multipliers(500_000.0, 32)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=2e-6)
+    assert scaling.magnitude == pytest.approx(magnitude, rel=1e-12)
+  make_hf.make_model(config, seed=2).save_pretrained(tmp_path / 'in')
+  ours, params = huggingface.load(tmp_path / 'in')
+  model = make_hf.scaled(tmp_path / 'in', rope)
+  tokens = np.random.default_rng(3).integers(0, make_hf.VOCAB_SIZE, (1, 320))
+  expected, found = make_hf.logits(model, tokens), logits(ours, params, tokens)
+  print(f'largest difference {np.abs(found - expected).max():.2e}')
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  huggingface.save(ours, params, tmp_path / 'out')
+  opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out').eval()
+  np.testing.assert_allclose(make_hf.logits(opened, tokens), expected, atol=1e-4)

@@ -14,6 +14,7 @@ from instructretro_jax.model.config import DecoderConfig, RetroConfig, reference
 from instructretro_jax.model.encoder import MAX_OFFSET
 from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.model.rotary_scaling import LinearScaling
 from tests.reference import retro as twin
 
 C, K = 4, 2
@@ -84,9 +85,13 @@ def logits(config, params, *inputs, gate=1.0):
 
 @pytest.mark.parametrize(
   'changes',
-  [{}, {'num_heads': 4, 'num_kv_heads': 2, 'width_per_head': 6, 'qkv_bias': True, 'qk_norm': True}],
+  [
+    {},
+    {'num_heads': 4, 'num_kv_heads': 2, 'width_per_head': 6, 'qkv_bias': True, 'qk_norm': True,
+     'rotary_scaling': LinearScaling(factor=4.0)},
+  ],
   ids=['plain', 'qwen-like'],
-)
+)  # fmt: skip
 def test_equals_the_twin(changes):
   config = dataclasses.replace(CONFIG, decoder=dataclasses.replace(DECODER, **changes))
   tokens, segments, neighbours, mask = make_inputs()
@@ -109,6 +114,7 @@ def test_equals_the_twin(changes):
       layers=(0, 2),
       max_offset=MAX_OFFSET,
       scale=1.5,
+      interpolation=4.0 if config.decoder.rotary_scaling else 1.0,
     )
     real = segments[b] > 0
     np.testing.assert_allclose(found[b][real], expected[real], atol=2e-4)

@@ -29,8 +29,12 @@ def linear(x, p, h):
   return x @ p['kernel'][:, h] + (p['bias'][h] if 'bias' in p else 0)
 
 
-def attention(queries, memory, p, allowed, q_position=None, k_position=None, bias=None):
+def attention(
+  queries, memory, p, allowed, q_position=None, k_position=None, bias=None, interpolation=1.0
+):
   """queries [T, D], memory [U, D], allowed(t, u); returns [T, D]."""
+  if interpolation != 1:
+    q_position, k_position = (np.array(x) / interpolation for x in (q_position, k_position))
   heads, width = p['query']['kernel'].shape[1:]
   readers = heads // p['key']['kernel'].shape[1]  # heads that share a key and value head
   out = np.zeros_like(queries)
@@ -87,7 +91,19 @@ def encode(neighbour, mask, chunk, chunk_mask, p, table, max_offset):
   return x
 
 
-def logits(p, tokens, segments, neighbours, mask, *, chunk_len, layers, max_offset, scale=1.0):
+def logits(
+  p,
+  tokens,
+  segments,
+  neighbours,
+  mask,
+  *,
+  chunk_len,
+  layers,
+  max_offset,
+  scale=1.0,
+  interpolation=1.0,
+):
   """Logits [L, V] of one sequence; neighbours [N, K, R]. Lengths are multiples of chunk_len."""
   table = p['embedding']['table'] * scale
   encoder_table = p.get('encoder_embedding', p['embedding'])['table'] * scale
@@ -99,7 +115,8 @@ def logits(p, tokens, segments, neighbours, mask, *, chunk_len, layers, max_offs
     q = p[f'decoder_{n}']
     h = norm(x, q['self_attention']['norm'])
     see = lambda t, u: u <= t and segments[u] == segments[t]
-    x = x + attention(h, h, q['self_attention']['attention'], see, positions, positions)
+    p_attention = q['self_attention']['attention']
+    x = x + attention(h, h, p_attention, see, positions, positions, interpolation=interpolation)
     if n in layers:
       c = q['cross_attention']
       h = norm(x, c['norm'])
