@@ -88,7 +88,7 @@ def from_config(
   refuse = lambda name, value: unlike.append(f'{name} = {value!r}')
   plain_values = (
     ('embedding_scale', 1.0), ('final_norm', True), ('attention_window', None),
-    ('rotary_scaling', None),
+    ('rotary_scaling', None), ('norm_placement', 'input'), ('parallel_residual', False),
   )  # fmt: skip
   for name, plain in plain_values:
     if getattr(c, name) != plain:
@@ -98,6 +98,8 @@ def from_config(
       refuse(name, True)
   if c.activation == 'geglu':
     refuse('activation', c.activation)
+  if c.norm == 'rmsnorm_1p':
+    refuse('norm', c.norm)
   if c.activation == 'gelu_tanh' and not c.use_bias:
     refuse('activation without biases', c.activation)  # its tanh form is fused with the bias
   if c.positions == 'none':
@@ -191,7 +193,7 @@ def _default_ff_width(args: argparse.Namespace) -> int:
 
 def _norm(args: argparse.Namespace) -> str:
   if getattr(args, 'apply_layernorm_1p', False):
-    return 'layernorm_1p'
+    return 'rmsnorm_1p' if getattr(args, 'normalization', None) == 'RMSNorm' else 'layernorm_1p'
   return _NORMS[getattr(args, 'normalization', 'LayerNorm')]
 
 

@@ -71,7 +71,7 @@ class Attention(nn.Module):
   def queries(self, x_BTD: Array, positions: Array | None = None) -> Array:
     """Queries, [B, T, H, A]; rotated if positions are given."""
     q = self.query(x_BTD)
-    q = self.query_norm(q) if self.config.qk_norm else q
+    q = self._normalize(self.query_norm, q) if self.config.qk_norm else q
     return checkpoint_name(self._rotate(q, positions), 'query')
 
   def keys_values(
@@ -83,7 +83,7 @@ class Attention(nn.Module):
       values_per_memory: texts that the memory strings together; a value shift stays inside each.
     """
     k, v = self.key(memory_BUD), self.value(memory_BUD)
-    k = self.key_norm(k) if self.config.qk_norm else k
+    k = self._normalize(self.key_norm, k) if self.config.qk_norm else k
     k = checkpoint_name(self._rotate(k, positions), 'key')
     if self.value_shift:
       B, U, G, A = v.shape
@@ -108,6 +108,11 @@ class Attention(nn.Module):
     """As `read`, of the same and earlier positions of the same segment, by an attention kernel."""
     read_BLHA = attend_causally(q_BLHA, *keys_values, segments_BL, kernel)
     return self.output(checkpoint_name(read_BLHA, 'attended'))
+
+  def _normalize(self, norm: Norm, x_BTHA: Array) -> Array:
+    if not self.config.qk_norm_across_heads:
+      return norm(x_BTHA)
+    return norm(x_BTHA.reshape(*x_BTHA.shape[:-2], -1)).reshape(x_BTHA.shape)
 
   def _rotate(self, x_BTHA: Array, positions: Array | None) -> Array:
     c = self.config
