@@ -28,6 +28,17 @@ LLAMA = dict(
   bos_token_id=None,
   eos_token_id=0,
 )
+TINY = dict(
+  vocab_size=64,
+  hidden_size=16,
+  intermediate_size=24,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  max_position_embeddings=64,
+  bos_token_id=None,
+  eos_token_id=0,
+  pad_token_id=None,
+)
 CONFIGS = {
   'gpt2': transformers.GPT2Config(
     vocab_size=VOCAB_SIZE, n_positions=64, n_embd=24, n_layer=2, n_head=4, bos_token_id=0,
@@ -39,6 +50,16 @@ CONFIGS = {
   'qwen3': transformers.Qwen3Config(
     **LLAMA, head_dim=8, rope_parameters={'rope_type': 'default', 'rope_theta': 500.0}
   ),
+  'olmo2': transformers.Olmo2Config(
+    **TINY, num_key_value_heads=2, rms_norm_eps=1e-3,
+    rope_parameters={'rope_type': 'default', 'rope_theta': 500.0},
+  ),
+  'gpt_neox': transformers.GPTNeoXConfig(**TINY, layer_norm_eps=1e-3, rotary_pct=0.5),
+  'phi3': transformers.Phi3Config(
+    **TINY, num_key_value_heads=2, rms_norm_eps=1e-3,
+    rope_parameters={'rope_type': 'default', 'partial_rotary_factor': 0.5},
+  ),
+  'gemma': transformers.GemmaConfig(**TINY, num_key_value_heads=1, head_dim=6, rms_norm_eps=1e-3),
 }  # fmt: skip
 
 # rotary scaling of the model of Llama, whose weights are kept once

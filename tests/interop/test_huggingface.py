@@ -12,14 +12,15 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from instructretro_jax.interop import architectures, huggingface, tensor_table
+from instructretro_jax.interop import architectures, exported_config, huggingface, tensor_table
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.model.rotary_scaling import LinearScaling, Llama3Scaling
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.text.hugging_face_vocabulary import HuggingFaceVocabulary
 
 GOLDEN = Path(__file__).parent.parent / 'golden' / 'hf'
-FAMILIES = ('gpt2', 'llama', 'mistral', 'qwen2', 'qwen3')
+FAMILIES = architectures.FAMILIES
 
 
 def logits(config, params, tokens):
@@ -63,7 +64,7 @@ def test_logits_with_scaled_rotary_positions_are_those_of_transformers(tmp_path,
   plain = dataclasses.replace(config.decoder, rotary_scaling=None)
   unscaled = logits(dataclasses.replace(config, decoder=plain), params, expected['tokens'])
   assert np.abs(unscaled[:, -kept:] - expected['logits']).max() > 1e-2
-  assert architectures.read(architectures.write(config.decoder)) == config.decoder
+  assert architectures.read(exported_config.write(config.decoder)) == config.decoder
 
 
 def test_retrieval_is_wrapped_around_the_decoder():
@@ -114,6 +115,19 @@ def test_every_tensor_that_does_not_fit_is_listed(tmp_path):
     ('llama', {'attention_bias': True}, 'attention_bias and mlp_bias'),
     ('llama', {'quantization_config': {'bits': 4}}, 'quantization_config'),
     ('llama', {'model_type': 'mamba'}, "model_type is 'mamba'"),
+    ('gemma', {'model_type': 'gemma2'}, "'gemma2', which has caps of scores.*attention windows"),
+    ('gemma', {'attention_bias': True}, 'attention_bias is True'),
+    ('gemma', {'use_bidirectional_attention': True}, 'use_bidirectional_attention is True'),
+    ('gemma', {'hidden_activation': 'relu'}, "hidden_activation is 'relu'"),
+    ('olmo2', {'attention_bias': True}, 'attention_bias is True'),
+    ('olmo2', {'model_type': 'olmo3'}, "'olmo3', which has attention windows"),
+    ('gpt_neox', {'attention_bias': False}, 'attention_bias is False'),
+    ('gpt_neox', {'rotary_pct': 0.25, 'partial_rotary_factor': 0.25},
+     'partial_rotary_factor is 0.25, but 0.5'),
+    ('gpt_neox', {'rotary_pct': 0.3, 'rope_parameters': None}, 'pairs of channels.*1 of 4'),
+    ('phi3', {'rope_scaling': {'type': 'longrope', 'factor': 2}}, "rope_scaling is 'longrope'"),
+    ('phi3', {'rope_scaling': {'type': 'yarn', 'factor': 2}}, 'rope_scaling of phi3 is longrope'),
+    ('phi3', {'sliding_window': 16}, 'sliding_window is 16'),
     ('llama', {'hidden_size': None}, 'hidden_size is missing'),
     ('mistral', {'sliding_window': 16}, 'sliding_window is 16'),
     ('qwen2', {'use_sliding_window': True, 'sliding_window': 16}, 'sliding_window is 16'),
@@ -141,6 +155,9 @@ def test_what_changes_the_numbers_and_is_not_supported_is_refused_by_name(
     ('qwen3', {'rope_parameters': None, 'rope_theta': 500.0, 'rope_scaling': None}),  # older files
     ('llama', {'rope_scaling': {'type': 'linear', 'factor': 1.0}, 'rope_parameters': None}),
     ('llama', {'rope_scaling': {'rope_type': 'default'}, 'original_max_position_embeddings': 8}),
+    # as EleutherAI's files say it, and Google's first
+    ('gpt_neox', {'rope_parameters': None, 'rotary_pct': 0.5, 'rotary_emb_base': 10000}),
+    ('gemma', {'hidden_act': 'gelu', 'hidden_activation': None, 'rope_parameters': None}),
   ],
 )
 def test_what_is_inactive_is_accepted(tmp_path, family, changes):
@@ -153,7 +170,7 @@ def test_a_window_as_long_as_the_context_bounds_the_texts(tmp_path):
   plain = huggingface.load_lazy(GOLDEN / 'mistral')[0]
   assert found.decoder == dataclasses.replace(plain.decoder, attention_window=64)
   assert found.decoder.longest_text == 64 and plain.decoder.longest_text is None
-  written = architectures.write(found.decoder)
+  written = exported_config.write(found.decoder)
   assert written['architectures'] == ['MistralForCausalLM'] and written['sliding_window'] == 64
   assert architectures.read(written) == found.decoder
 
@@ -168,6 +185,15 @@ def test_a_tied_head_written_twice_must_be_the_table(tmp_path):
   save_file(tensors, folder / 'model.safetensors')
   with pytest.raises(StageError, match='lm_head.weight is not the embedding table'):
     huggingface.load_lazy(folder)
+
+
+def test_buffers_of_old_files_are_no_weights(tmp_path):
+  folder = copy_with(tmp_path, 'gpt_neox')
+  tensors = load_file(folder / 'model.safetensors')
+  for buffer in ('bias', 'masked_bias', 'rotary_emb.inv_freq'):
+    tensors[f'gpt_neox.layers.0.attention.{buffer}'] = np.zeros(3, np.float32)
+  save_file(tensors, folder / 'model.safetensors')
+  assert len(huggingface.load_lazy(folder)[1]) == len(tensors) - 3 + 2 * 2 * 2  # q, k, v apart
 
 
 def test_folders_without_the_files_are_refused(tmp_path):
@@ -216,8 +242,11 @@ def make(decoder):
     {'use_bias': True},
     {'norm': 'layernorm_1p', 'positions': 'learned', 'activation': 'gelu', 'use_bias': True,
      'max_len': 16},
+    {'norm': 'layernorm_1p', 'activation': 'gelu', 'use_bias': True, 'parallel_residual': True},
+    {'norm': 'rmsnorm_1p', 'rotary_scaling': Llama3Scaling(factor=2.0)},
+    {'norm': 'rmsnorm_1p', 'embedding_scale': 4.0, 'tie_embeddings': True, 'activation': 'geglu'},
   ],
-  ids=['llama', 'llama-bias', 'gpt2'],
+  ids=['llama', 'llama-bias', 'gpt2', 'gpt-neox', 'llama-1p', 'gemma'],
 )  # fmt: skip
 def test_the_decoder_of_a_retro_model_goes_out_alone(tmp_path, changes):
   config, params = make(dataclasses.replace(DECODER, **changes))
@@ -235,15 +264,23 @@ def test_the_decoder_of_a_retro_model_goes_out_alone(tmp_path, changes):
   [
     ({'activation': 'squared_relu'}, "activation='squared_relu'.*'swiglu' or 'geglu'"),
     ({'tie_embeddings': True}, 'embedding_scale=2.5.*tie_embeddings=False'),
-    ({'rotary_fraction': 0.5}, 'rotary_fraction=0.5'),
+    ({'rotary_fraction': 0.5, 'qk_norm': True}, 'rotary_fraction=0.5'),
+    ({'rotary_fraction': 0.5, 'use_bias': True}, 'use_bias=True: .*as in Phi-3'),
+    ({'rotary_fraction': 0.5, 'rotary_scaling': LinearScaling(factor=2.0)}, 'rotary_scaling=Lin'),
+    ({'parallel_residual': True}, 'parallel_residual=True'),
+    ({'qk_norm': True, 'qk_norm_across_heads': True}, 'qk_norm_across_heads=True'),
+    ({'norm_placement': 'output'}, 'qk_norm=False: .*as in OLMo 2, it must be True'),
+    ({'positions': 'learned', 'attention_window': 8}, 'attention_window=8'),
+    ({'norm': 'layernorm', 'use_bias': True, 'activation': 'gelu', 'num_kv_heads': 1},
+     'kv_heads=1: .*as in GPT-NeoX'),
     ({'rotary_interleaved': True}, 'rotary_interleaved=True'),
-    ({'norm': 'layernorm'}, "norm='layernorm'.*'rmsnorm'"),
+    ({'norm': 'layernorm'}, "activation='swiglu'.*GPT-NeoX.*use_bias=False"),
     ({'final_norm': False}, 'final_norm=False'),
     ({'positions': 'learned'}, "activation='swiglu'.*norm='rmsnorm'.*use_bias=False"),
     ({'positions': 'none'}, "positions='none'"),
     ({'qk_norm': True, 'qkv_bias': True}, 'qkv_bias=True'),
   ],
-)
+)  # fmt: skip
 def test_a_decoder_that_no_architecture_has_is_refused_by_name(tmp_path, changes, named):
   config = RetroConfig(decoder=dataclasses.replace(DECODER, **changes), cross_attention_layers=(0,))
   with pytest.raises(StageError, match=named):
@@ -259,7 +296,11 @@ def test_live_logits_in_and_out(tmp_path, family):
 
   from tests.golden import make_hf
 
-  settings = {'num_hidden_layers': 3, 'tie_word_embeddings': family != 'qwen2'}
+  settings = {
+    'num_hidden_layers': 3,
+    'tie_word_embeddings': family not in ('qwen2', 'gemma'),
+    'vocab_size': make_hf.VOCAB_SIZE,
+  }
   config = make_hf.CONFIGS[family].to_dict() | settings
   config.pop('layer_types', None)
   model = make_hf.make_model(type(make_hf.CONFIGS[family])(**config), seed=1)
