@@ -58,7 +58,7 @@ LAYOUTS = {
   'gguf': (
     of_gguf,
     {
-      'rope__scaling__factor': 4.0,
+      'rope__scaling__attn_factor': 4.0,
       'attention__sliding_window': 16,
       'logit_scale': 8.0,
       'expert_count': 4,
