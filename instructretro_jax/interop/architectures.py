@@ -75,9 +75,14 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
   if wrong:
     raise StageError(f'{family}: ' + '; '.join(wrong))
   try:
-    return DecoderConfig(**fields)
+    decoder = DecoderConfig(**fields)
   except ValueError as error:
     raise StageError(f'{family}: {error}') from error
+  rotated = int(decoder.head_width * decoder.rotary_fraction)
+  if decoder.positions == 'rotary' and rotated % 2:
+    channels = f'{rotated} of {decoder.head_width}'
+    raise StageError(f'{family}: rotary positions turn pairs of channels, not {channels} of a head')
+  return decoder
 
 
 def _required(config: Mapping[str, Any], names: tuple[str, ...], wrong: list[str]) -> list[int]:

@@ -24,9 +24,8 @@ Shapes = Mapping[str, tuple[int, ...]]  # of our parameters, by path
 _PREFIX = re.compile(r'^(transformer|model|gpt_neox)\.')
 # of torch.compile, of data-parallel training and of FSDP
 _WRAPPERS = re.compile(r'(?:^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module)\.')
-_BUFFERS = re.compile(
-  r'(^|\.)((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq)$'
-)  # no weights
+# no weights
+_BUFFERS = re.compile(r'(^|\.)((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq)$')
 
 
 @dataclasses.dataclass(frozen=True)

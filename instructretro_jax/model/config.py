@@ -58,12 +58,6 @@ class DecoderConfig:
     require_in('positions', self.positions, POSITIONS)
     if self.qk_norm_across_heads and not self.qk_norm:
       raise ValueError('qk_norm_across_heads says over what qk_norm is: set that too')
-    rotary_width = int(self.head_width * self.rotary_fraction)
-    if self.positions == 'rotary' and rotary_width % 2:
-      raise ValueError(
-        f'rotary positions turn pairs of channels, not {rotary_width} of {self.head_width}: change '
-        'width_per_head or rotary_fraction'
-      )
     if self.width_per_head is None and self.width % self.num_heads:
       raise ValueError(
         f'width {self.width} is no multiple of num_heads {self.num_heads}: give width_per_head'
