@@ -17,9 +17,9 @@ from instructretro_jax.commands.paths import ANY, EXISTING
 def import_weights(source: str, out: Path, tokenizer: str | None, eos_token: str | None) -> None:
   """Makes a checkpoint of given weights; training starts from it, every command opens it.
 
-  The source is a Hugging Face folder (GPT-2, Llama, Mistral, Qwen2, Qwen3), a GGUF file of the
-  Llama architecture, a Megatron checkpoint, or the word smollm2 (SmolLM2-135M-Instruct, from a
-  package).
+  The source is a Hugging Face folder (GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Qwen3, OLMo 2, Phi-3,
+  Gemma), a GGUF file of the Llama architecture, a Megatron checkpoint, or the word smollm2
+  (SmolLM2-135M-Instruct, from a package).
 
   Example: instructretro import --source=tests/golden/hf/llama --out=runs/imported/llama
   """

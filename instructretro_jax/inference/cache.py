@@ -146,8 +146,8 @@ def step(
   retro_layers = model.config.retro_layers if is_open(gate) else ()
   past = []
   for n, (layer, before) in enumerate(zip(model.decoder.values(), cache.past)):
-    added, keys_values = layer.self_attention.extend(x_B1D, positions_B1, before, slot, mask_B11U)
-    x_B1D, past = x_B1D + added, [*past, keys_values]
+    x_B1D, keys_values = layer.extend(x_B1D, positions_B1, before, slot, mask_B11U)
+    past.append(keys_values)
     if n in retro_layers:
       h_B1D = layer.cross_attention.normalize(x_B1D)
       if n == retro_layers[0]:
@@ -157,7 +157,7 @@ def step(
         h_B1D, offset_1, found.keys_values[n], found.mask_BKR, found.keep_B1
       )
       x_B1D += gate_B11 * read_B1D
-    x_B1D += layer.mlp(x_B1D)
+    x_B1D = layer.finish(x_B1D, gate_B11, None)
   cache = cache.replace(
     slot=slot + 1,
     position_B=cache.position_B + 1,

@@ -1,25 +1,45 @@
-"""Published architectures: the config.json of a Hugging Face model and our decoder."""
+"""Published architectures: the decoder that the config.json of a Hugging Face model describes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from instructretro_jax.interop import rope_settings
 from instructretro_jax.interop.hugging_face_settings import unknown
 from instructretro_jax.model.config import DecoderConfig, RetroConfig, reference_retro_layers
 from instructretro_jax.pipeline.manifest import StageError
 
-FAMILIES = ('gpt2', 'llama', 'mistral', 'qwen2', 'qwen3')
-_CLASSES = {  # of transformers, for what we write
-  'gpt2': 'GPT2LMHeadModel',
-  'llama': 'LlamaForCausalLM',
-  'mistral': 'MistralForCausalLM',
-  'qwen2': 'Qwen2ForCausalLM',
-  'qwen3': 'Qwen3ForCausalLM',
+# transformers' defaults where they differ from Llama's
+_LLAMA_DEFAULTS: Mapping[str, Any] = {
+  'max_position_embeddings': 2048,
+  'rms_norm_eps': 1e-6,
+  'hidden_act': 'silu',
+  'tie_word_embeddings': False,
+}
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+  'llama': {},
+  'mistral': {'max_position_embeddings': 131_072, 'sliding_window': 4096},
+  'qwen2': {'max_position_embeddings': 32_768, 'sliding_window': 4096},
+  'qwen3': {'max_position_embeddings': 32_768, 'sliding_window': 4096, 'head_dim': 128},
+  'olmo2': {'rms_norm_eps': 1e-5},
+  'phi3': {'max_position_embeddings': 4096, 'rms_norm_eps': 1e-5},
+  'gemma': {
+    'max_position_embeddings': 8192,
+    'head_dim': 256,
+    'hidden_act': 'gelu_pytorch_tanh',
+    'tie_word_embeddings': True,
+  },
+}
+FAMILIES = ('gpt2', 'gpt_neox', *_DEFAULTS)
+_LACKING = {  # near relatives, and what of them is not here
+  'gemma2': 'caps of scores and logits, and attention windows in every other layer',
+  'gemma3_text': 'attention windows in most layers, with rotary positions of their own',
+  'olmo3': 'attention windows in three of four layers',
 }
 
-_GPT2_ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu'}
-_LLAMA_ACTIVATIONS = {'silu': 'swiglu', 'gelu_pytorch_tanh': 'geglu'}
+GELUS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu'}
+GATED = {'silu': 'swiglu', 'gelu_pytorch_tanh': 'geglu'}
 # settings that change the numbers, with the only value this model has
 _FIXED: Mapping[str, Mapping[str, Any]] = {
   'gpt2': {
@@ -27,10 +47,10 @@ _FIXED: Mapping[str, Mapping[str, Any]] = {
     'scale_attn_by_inverse_layer_idx': False,
     'add_cross_attention': False,
   },
-  'llama': {},
-  'mistral': {},
-  'qwen2': {},
+  'gpt_neox': {'attention_bias': True},
   'qwen3': {'attention_bias': False},
+  'olmo2': {'attention_bias': False},
+  'gemma': {'attention_bias': False},
 }
 
 
@@ -40,22 +60,29 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
   Raises StageError that names every setting this model does not have.
   """
   family = config.get('model_type')
+  if family in _LACKING:
+    raise StageError(f'model_type is {family!r}, which has {_LACKING[family]}: not supported')
   if family not in FAMILIES:
     raise StageError(f'model_type is {family!r}; known are {", ".join(FAMILIES)}')
-  fixed = {**_FIXED[family], 'quantization_config': None}
+  fixed = {**_FIXED.get(family, {}), 'quantization_config': None}
   wrong = [
     f'{name} is {config[name]!r}, supported is {value!r}'
     for name, value in fixed.items()
     if config.get(name, value) != value
   ]
   wrong += unknown(config, family)
-  fields = (_gpt2 if family == 'gpt2' else _llama)(config, wrong)
+  fields = {'gpt2': _gpt2, 'gpt_neox': _gpt_neox}.get(family, _llama)(config, wrong)
   if wrong:
     raise StageError(f'{family}: ' + '; '.join(wrong))
   try:
-    return DecoderConfig(**fields)
+    decoder = DecoderConfig(**fields)
   except ValueError as error:
     raise StageError(f'{family}: {error}') from error
+  rotated = int(decoder.head_width * decoder.rotary_fraction)
+  if decoder.positions == 'rotary' and rotated % 2:
+    channels = f'{rotated} of {decoder.head_width}'
+    raise StageError(f'{family}: rotary positions turn pairs of channels, not {channels} of a head')
+  return decoder
 
 
 def _required(config: Mapping[str, Any], names: tuple[str, ...], wrong: list[str]) -> list[int]:
@@ -79,7 +106,7 @@ def _gpt2(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
     'width': width,
     'num_heads': num_heads,
     'ff_width': config.get('n_inner') or 4 * width,
-    'activation': _choose('activation_function', act, _GPT2_ACTIVATIONS, wrong),
+    'activation': _choose('activation_function', act, GELUS, wrong),
     'norm': 'layernorm',
     'norm_eps': config.get('layer_norm_epsilon', 1e-5),
     'positions': 'learned',
@@ -89,26 +116,74 @@ def _gpt2(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
   }
 
 
+_WIDTHS = (
+  'vocab_size',
+  'hidden_size',
+  'num_hidden_layers',
+  'num_attention_heads',
+  'intermediate_size',
+)
+
+
+def _gpt_neox(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
+  vocab_size, width, num_layers, num_heads, ff_width = _required(config, _WIDTHS, wrong)
+  max_len = config.get('max_position_embeddings') or 2048
+  rope = rope_settings.parameters(config)
+  base = rope_settings.base(config, 'rotary_emb_base')
+  fraction = rope.get('partial_rotary_factor', config.get('rotary_pct', 0.25))
+  for name, value in (('rope_theta', base), ('partial_rotary_factor', fraction)):
+    if config.get(name, value) != value:
+      wrong.append(f'{name} is {config[name]!r}, but {value!r} under its name of GPT-NeoX')
+  return {
+    'vocab_size': vocab_size,
+    'num_layers': num_layers,
+    'width': width,
+    'num_heads': num_heads,
+    'ff_width': ff_width,
+    'activation': _choose('hidden_act', config.get('hidden_act', 'gelu'), GELUS, wrong),
+    'norm': 'layernorm',
+    'norm_eps': config.get('layer_norm_eps', 1e-5),
+    'parallel_residual': config.get('use_parallel_residual', True),
+    'positions': 'rotary',
+    'rotary_fraction': float(fraction),
+    'rotary_base': base,
+    'rotary_scaling': rope_settings.scaling(config, max_len, wrong),
+    'max_len': max_len,
+    'use_bias': True,
+    'tie_embeddings': config.get('tie_word_embeddings', False),
+  }
+
+
 def _llama(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
   family = config['model_type']
-  names = ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads')
-  vocab_size, width, num_layers, num_heads = _required(config, names, wrong)
-  (ff_width,) = _required(config, ('intermediate_size',), wrong)
+  default = {**_LLAMA_DEFAULTS, **_DEFAULTS[family]}
+  get = lambda name: config.get(name, default.get(name))
+  vocab_size, width, num_layers, num_heads, ff_width = _required(config, _WIDTHS, wrong)
   kv_heads = config.get('num_key_value_heads')
-  if kv_heads is None and family != 'llama':  # their defaults differ from family to family
+  if kv_heads is None and family not in (
+    'llama',
+    'olmo2',
+    'phi3',
+  ):  # others have a number of theirs
     wrong.append('num_key_value_heads is missing')
-  max_len = config.get('max_position_embeddings') or (131_072 if family == 'mistral' else 2048)
-  head_width = config.get('head_dim', 128 if family == 'qwen3' else None)
+  max_len = config.get('max_position_embeddings') or default['max_position_embeddings']
+  head_width = get('head_dim')
   biases = bool(config.get('attention_bias')), bool(config.get('mlp_bias'))
   if family == 'llama' and len(set(biases)) > 1:
     wrong.append(f'attention_bias and mlp_bias are {biases}, supported where equal')
-  window = _window(config, family)
+  window = _window(config, family, get('sliding_window'))
   if window is not None and window < max_len:
     wrong.append(
       f'sliding_window is {window}, shorter than max_position_embeddings {max_len}: only attention '
       'to all earlier tokens is supported'
     )
-  act = config.get('hidden_act', 'silu')
+  scaling = rope_settings.scaling(config, max_len, wrong)
+  if family == 'phi3' and scaling is not None:
+    wrong.append('rope_scaling of phi3 is longrope in transformers, which is not supported')
+  rope = rope_settings.parameters(config)
+  fraction = rope.get('partial_rotary_factor', config.get('partial_rotary_factor', 1))
+  if fraction != 1 and family != 'phi3':
+    wrong.append('partial_rotary_factor is not 1')
   return {
     'vocab_size': vocab_size,
     'num_layers': num_layers,
@@ -117,141 +192,41 @@ def _llama(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
     'ff_width': ff_width,
     'num_kv_heads': None if kv_heads == num_heads else kv_heads,
     'width_per_head': None if head_width is None or head_width * num_heads == width else head_width,
-    'activation': _choose('hidden_act', act, _LLAMA_ACTIVATIONS, wrong),
-    'norm': 'rmsnorm',
-    'norm_eps': config.get('rms_norm_eps', 1e-6),
+    'activation': _gated(config, family, get('hidden_act'), wrong),
+    'norm': 'rmsnorm_1p' if family == 'gemma' else 'rmsnorm',
+    'norm_eps': get('rms_norm_eps'),
+    'norm_placement': 'output' if family == 'olmo2' else 'input',
     'positions': 'rotary',
-    'rotary_base': _rotary_base(config, wrong),
+    'rotary_fraction': float(fraction),
+    'rotary_base': rope_settings.base(config),
+    'rotary_scaling': scaling,
     'max_len': max_len,
     'attention_window': window,
     'use_bias': family == 'llama' and all(biases),
     'qkv_bias': family == 'qwen2',
-    'qk_norm': family == 'qwen3',
-    'tie_embeddings': config.get('tie_word_embeddings', False),
+    'qk_norm': family in ('qwen3', 'olmo2'),
+    'qk_norm_across_heads': family == 'olmo2',
+    'tie_embeddings': get('tie_word_embeddings'),
+    'embedding_scale': width**0.5 if family == 'gemma' else 1.0,
   }
 
 
-def _window(config: Mapping[str, Any], family: str) -> int | None:
+def _gated(config: Mapping[str, Any], family: str, act: str, wrong: list[str]) -> str:
+  """The gated activation. Gemma's first files say gelu, and mean its tanh form."""
+  if family != 'gemma':
+    return _choose('hidden_act', act, GATED, wrong)
+  name = 'hidden_act' if config.get('hidden_activation') is None else 'hidden_activation'
+  return _choose(name, config.get('hidden_activation') or act, {**GATED, 'gelu': 'geglu'}, wrong)
+
+
+def _window(config: Mapping[str, Any], family: str, window: int | None) -> int | None:
   """How many tokens a token attends to, itself included; None: all before it."""
   has_window = (
-    family == 'mistral'
+    family in ('mistral', 'phi3')
     or config.get('use_sliding_window')
     or 'sliding_attention' in (config.get('layer_types') or ())
   )
-  return config.get('sliding_window', 4096) if has_window else None
-
-
-def _rotary_base(config: Mapping[str, Any], wrong: list[str]) -> float:
-  """From `rope_parameters`, or `rope_theta` and `rope_scaling` of older files."""
-  rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
-  kind = rope.get('rope_type', rope.get('type', 'default'))
-  factor = rope.get('factor', 1)
-  if kind not in ('default', 'linear') or factor != 1:
-    wrong.append(f'rope_scaling is {kind!r} with the factor {factor!r}, supported is none')
-  if any(isinstance(value, Mapping) for value in rope.values()):
-    wrong.append('rope_parameters differ from layer to layer')
-  if rope.get('partial_rotary_factor', config.get('partial_rotary_factor', 1)) != 1:
-    wrong.append('partial_rotary_factor is not 1')
-  return float(rope.get('rope_theta', config.get('rope_theta', 10_000.0)))
-
-
-def write(decoder: DecoderConfig) -> dict[str, Any]:
-  """The config.json of a decoder without its retrieval part.
-
-  GPT-2 where positions are learned, otherwise Llama, Qwen2 (biases of queries, keys and values),
-  Qwen3 (norms of queries and keys) or Mistral (an attention window without any of these).
-  LayerNorm-1p is written as LayerNorm, and a scale of untied embeddings goes into the table.
-
-  Raises StageError that names every setting no such architecture has, with what to change.
-  """
-  d = decoder
-  wrong = []
-  if not d.final_norm:
-    wrong.append('final_norm=False: they all end in a norm')
-  if d.embedding_scale != 1 and d.tie_embeddings:
-    wrong.append(
-      f'embedding_scale={d.embedding_scale}: only untied embeddings can take it in; set '
-      'tie_embeddings=False, or embedding_scale=1'
-    )
-  written = (_write_gpt2 if d.positions == 'learned' else _write_llama)(d, wrong)
-  if wrong:
-    raise StageError(
-      'no Hugging Face architecture that this project writes has ' + '; '.join(wrong)
-    )
-  return {
-    'architectures': [_CLASSES[written['model_type']]],
-    **written,
-    'vocab_size': d.vocab_size,
-    'tie_word_embeddings': d.tie_embeddings,
-    'dtype': 'float32',
-  }
-
-
-def _write_gpt2(d: DecoderConfig, wrong: list[str]) -> dict[str, Any]:
-  names = {ours: theirs for theirs, ours in reversed(_GPT2_ACTIVATIONS.items())}
-  allowed = {
-    'activation': tuple(names),
-    'norm': ('layernorm', 'layernorm_1p'),
-    'use_bias': (True,),
-    'kv_heads': (d.num_heads,),
-    'head_width': (d.width // d.num_heads,),
-    'qk_norm': (False,),
-  }
-  _refuse_others(d, allowed, 'learned positions, as in GPT-2', wrong)
-  return {
-    'model_type': 'gpt2',
-    'n_positions': d.max_len,
-    'n_embd': d.width,
-    'n_layer': d.num_layers,
-    'n_head': d.num_heads,
-    'n_inner': d.ff_width,
-    'activation_function': names.get(d.activation),
-    'layer_norm_epsilon': d.norm_eps,
-  }
-
-
-def _write_llama(d: DecoderConfig, wrong: list[str]) -> dict[str, Any]:
-  names = {ours: theirs for theirs, ours in _LLAMA_ACTIVATIONS.items()}
-  allowed = {
-    'positions': ('rotary',),
-    'activation': tuple(names),
-    'norm': ('rmsnorm',),
-    'rotary_fraction': (1.0,),
-    'rotary_interleaved': (False,),
-  }
-  plain = 'llama' if d.attention_window is None else 'mistral'
-  family = 'qwen3' if d.qk_norm else 'qwen2' if d.qkv_bias and not d.use_bias else plain
-  if family in ('qwen3', 'mistral'):
-    allowed |= {'use_bias': (False,), 'qkv_bias': (False,)}
-  _refuse_others(d, allowed, 'rotary positions, as in Llama and Qwen', wrong)
-  written = {
-    'model_type': family,
-    'hidden_size': d.width,
-    'intermediate_size': d.ff_width,
-    'num_hidden_layers': d.num_layers,
-    'num_attention_heads': d.num_heads,
-    'num_key_value_heads': d.kv_heads,
-    'head_dim': d.head_width,
-    'hidden_act': names.get(d.activation),
-    'rms_norm_eps': d.norm_eps,
-    'max_position_embeddings': d.max_len,
-    'rope_theta': d.rotary_base,  # read by transformers 4
-    'rope_parameters': {'rope_type': 'default', 'rope_theta': d.rotary_base},
-  }
-  if d.attention_window is not None:
-    written |= {'sliding_window': d.attention_window, 'use_sliding_window': True}
-  if family == 'llama':
-    written |= {'attention_bias': d.use_bias, 'mlp_bias': d.use_bias}
-  return written
-
-
-def _refuse_others(
-  d: DecoderConfig, allowed: Mapping[str, tuple], beside: str, wrong: list[str]
-) -> None:
-  for name, values in allowed.items():
-    if getattr(d, name) not in values:
-      choice = ' or '.join(map(repr, values))
-      wrong.append(f'{name}={getattr(d, name)!r}: beside {beside}, it must be {choice}')
+  return window if has_window else None
 
 
 def with_retrieval(decoder: DecoderConfig, **changes: Any) -> RetroConfig:

@@ -14,8 +14,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from instructretro_jax.array_types import Params
-from instructretro_jax.interop import architectures, tensor_table
+from instructretro_jax.interop import architectures, gguf_rope, tensor_table
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.model.rotary_scaling import RotaryScaling
 from instructretro_jax.pipeline import foreign
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.text.model_names import Names
@@ -62,12 +63,12 @@ _READ = frozenset(
     'attention.layer_norm_rms_epsilon',
     'rope.freq_base',
     'rope.dimension_count',
-    'rope.scaling.original_context_length',  # of a scaling, which is refused
+    'rope.scaling.factor',
+    'rope.scaling.original_context_length',
   }
 )
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-  'rope.scaling.type': ('none',),
-  'rope.scaling.factor': (1.0, 0.0),
+  'rope.scaling.type': ('none', 'linear'),
   'rope.scaling.finetuned': (False, True),
   'rope.scale_linear': (1.0, 0.0),
   'attention.sliding_window': (0,),
@@ -121,6 +122,7 @@ class GgufFile:
     rotary_width = self.get('llama.rope.dimension_count', head_width)
     if rotary_width != head_width:
       raise StageError(f'{self.path}: rope.dimension_count {rotary_width} of {head_width} channels')
+    base = float(self.get('llama.rope.freq_base', 10_000.0))
     return DecoderConfig(
       vocab_size=found['vocab_size'],
       num_layers=found['block_count'],
@@ -132,10 +134,21 @@ class GgufFile:
       activation='swiglu',
       norm='rmsnorm',
       norm_eps=float(f'{found["attention.layer_norm_rms_epsilon"]:.7g}'),  # was float32
-      rotary_base=float(self.get('llama.rope.freq_base', 10_000.0)),
+      rotary_base=base,
+      rotary_scaling=self._rotary_scaling(base),
       max_len=found['context_length'],
       tie_embeddings='output.weight' not in {t.name for t in self._tensors},
     )
+
+  def _rotary_scaling(self, base: float) -> RotaryScaling | None:
+    found = [t for t in self._tensors if t.name == gguf_rope.DIVISORS]
+    divisors = gguf.dequantize(found[0].data, found[0].tensor_type).ravel() if found else None
+    get = lambda name, default: self.get(f'llama.rope.scaling.{name}', default)
+    length = int(get('original_context_length', 8192))
+    try:
+      return gguf_rope.scaling(get('type', 'linear'), get('factor', 0), divisors, base, length)
+    except ValueError as error:
+      raise StageError(f'{self.path}: {error}') from error
 
   def _unknown_settings(self) -> Iterator[str]:
     """Settings of the architecture that are not read, unless they are known to change nothing."""
@@ -159,6 +172,8 @@ class GgufFile:
     """Dequantised tensors under the names and in the order that Hugging Face's Llama has."""
     found = {}
     for tensor in self._tensors:
+      if tensor.name == gguf_rope.DIVISORS:
+        continue  # no weight
       match = _TENSOR.fullmatch(tensor.name)
       module = _NAMES.get(match['module']) if match else None
       name = tensor.name  # unknown ones are reported under their own

@@ -10,6 +10,11 @@ import re
 from typing import Any
 
 _READ_BY_ALL = frozenset({'model_type', 'vocab_size', 'tie_word_embeddings', 'quantization_config'})
+_READ_BUT_GPT2 = _READ_BY_ALL | {
+  'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'hidden_act',
+  'max_position_embeddings', 'rope_theta', 'rope_scaling', 'rope_parameters',
+  'partial_rotary_factor', 'original_max_position_embeddings', 'attention_bias',
+}  # fmt: skip
 _READ: Mapping[str, frozenset[str]] = {
   'gpt2': _READ_BY_ALL
   | {
@@ -19,12 +24,17 @@ _READ: Mapping[str, frozenset[str]] = {
     'n_ctx',  # n_positions, in files of 2019
     'reorder_and_upcast_attn',  # of half precision: rounding
   },
-  'llama': _READ_BY_ALL
+  'gpt_neox': _READ_BUT_GPT2
+  | {'layer_norm_eps', 'rotary_pct', 'rotary_emb_base', 'use_parallel_residual'},
+  'gemma': _READ_BUT_GPT2
   | {
-    'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
-    'num_key_value_heads', 'head_dim', 'hidden_act', 'max_position_embeddings', 'rms_norm_eps',
-    'rope_theta', 'rope_scaling', 'rope_parameters', 'partial_rotary_factor', 'attention_bias',
-    'mlp_bias', 'sliding_window', 'use_sliding_window', 'layer_types',
+    'num_key_value_heads', 'head_dim', 'rms_norm_eps',
+    'hidden_activation',  # before hidden_act
+  },
+  'llama': _READ_BUT_GPT2
+  | {
+    'num_key_value_heads', 'head_dim', 'rms_norm_eps', 'mlp_bias', 'sliding_window',
+    'use_sliding_window', 'layer_types',
     'max_window_layers',  # without use_sliding_window, which is refused
     'pretraining_tp',  # in how many pieces products are computed
   },
@@ -46,8 +56,8 @@ _OFF = (None, False, 0, '', [], {})
 
 
 def unknown(config: Mapping[str, Any], family: str) -> Iterator[str]:
-  """The settings that would be read past, in words; of families other than gpt2, as of Llama's."""
-  read = _READ['gpt2' if family == 'gpt2' else 'llama']
+  """The settings that would be read past, in words; families without a list have Llama's."""
+  read = _READ.get(family, _READ['llama'])
   for name, value in config.items():
     if name == _CODE:
       if classes := [kind for kind in value or {} if 'Tokenizer' not in kind]:

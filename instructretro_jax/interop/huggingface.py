@@ -13,7 +13,12 @@ import numpy as np
 import safetensors.numpy
 
 from instructretro_jax.array_types import Params
-from instructretro_jax.interop import architectures, safetensor_files, tensor_table
+from instructretro_jax.interop import (
+  architectures,
+  exported_config,
+  safetensor_files,
+  tensor_table,
+)
 from instructretro_jax.interop.safetensor_files import INDEX_FILE, TENSOR_FILE
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.pipeline import foreign, manifest
@@ -38,7 +43,7 @@ def load(folder: Path, **retrieval: Any) -> tuple[RetroConfig, Params]:
 def load_lazy(folder: Path, **retrieval: Any) -> tuple[RetroConfig, LazyParams]:
   """Configuration of a folder, and its decoder's parameters to be read one by one.
 
-  GPT-2, Llama, Mistral, Qwen2 and Qwen3, in one file or sharded; any float type, read as float32.
+  A family of architectures.FAMILIES, in one file or sharded; any float type, read as float32.
 
   Args:
     retrieval: fields of the RetroConfig around the decoder (see architectures.with_retrieval).
@@ -81,8 +86,9 @@ def save(
   missing, or if the folder is there already.
   """
   check_free(folder)
-  content = architectures.write(config.decoder)
-  content |= {'bos_token_id': None, 'eos_token_id': None}
+  content = exported_config.write(config.decoder)
+  # not the defaults of a class, which may be no ids of this vocabulary
+  content |= dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
   if vocab is not None:
     content['bos_token_id'] = vocab.start_ids[0] if vocab.start_ids else None
     content['eos_token_id'] = vocab.eos_id
@@ -100,13 +106,15 @@ def save(
     files = [TENSOR_FILE] if len(shards) == 1 else [
       f'model-{n + 1:05d}-of-{len(shards):05d}.safetensors' for n in range(len(shards))
     ]  # fmt: skip
-    prefix = 'transformer.' if family == 'gpt2' else 'model.'
+    names, is_folded = tensor_table.layout(family), exported_config.is_folded(family)
     weight_map = {}
     for file, shard in zip(files, shards):
       tensors = {}
       for row in shard:
-        name = row.theirs if row.theirs.startswith('lm_head') else prefix + row.theirs
-        arrays = {path: _folded(config.decoder, path, flat[path]) for path in row.ours}
+        name = row.theirs if row.theirs == names.head else names.prefix + row.theirs
+        arrays = {path: _array(flat[path]) for path in row.ours}
+        if is_folded:
+          arrays = {path: _folded(config.decoder, path, x) for path, x in arrays.items()}
         tensors[name] = tensor_table.to_theirs(row, arrays)
         weight_map[name] = file
       safetensors.numpy.save_file(tensors, partial / file, metadata={'format': 'pt'})
@@ -156,10 +164,13 @@ def _shards(
   return shards
 
 
-def _folded(decoder: DecoderConfig, path: str, x: np.ndarray | LazyArray) -> np.ndarray:
-  """A parameter as the written architecture has it: LayerNorm-1p and embedding scale folded in."""
-  array = np.asarray(x.read() if isinstance(x, LazyArray) else x, np.float32)
-  if decoder.norm == 'layernorm_1p' and path.endswith('norm/scale'):
+def _array(x: np.ndarray | LazyArray) -> np.ndarray:
+  return np.asarray(x.read() if isinstance(x, LazyArray) else x, np.float32)
+
+
+def _folded(decoder: DecoderConfig, path: str, array: np.ndarray) -> np.ndarray:
+  """A parameter with the 1 of norms of kind -1p, or the scale of embeddings, in it."""
+  if decoder.norm.endswith('_1p') and path.endswith('norm/scale'):
     return array + 1
   if path == 'embedding/table' and decoder.embedding_scale != 1:
     return array * np.float32(decoder.embedding_scale)

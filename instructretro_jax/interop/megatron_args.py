@@ -8,6 +8,7 @@ from typing import Any
 
 from instructretro_jax.interop.megatron_settings import unsupported
 from instructretro_jax.model.config import DecoderConfig, RetroConfig, reference_retro_layers
+from instructretro_jax.model.rotary_scaling import Llama3Scaling
 from instructretro_jax.pipeline.manifest import StageError
 
 _NORMS = {'LayerNorm': 'layernorm', 'RMSNorm': 'rmsnorm'}
@@ -49,6 +50,7 @@ def to_config(args: argparse.Namespace, names: Set[str], *, is_core: bool) -> Re
     rotary_fraction=float(get('rotary_percent', 1.0)),
     rotary_base=float(get('rotary_base', 10_000)),
     rotary_interleaved=bool(get('rotary_interleaved', False)),
+    rotary_scaling=_rotary_scaling(args),
     max_len=get('max_position_embeddings') or 2048,
     use_bias=bool(get('add_bias_linear', True)),
     tie_embeddings=not get('untie_embeddings_and_output_weights', False),
@@ -84,7 +86,10 @@ def from_config(
   c = config.decoder
   unlike = []
   refuse = lambda name, value: unlike.append(f'{name} = {value!r}')
-  plain_values = (('embedding_scale', 1.0), ('final_norm', True), ('attention_window', None))
+  plain_values = (
+    ('embedding_scale', 1.0), ('final_norm', True), ('attention_window', None),
+    ('rotary_scaling', None), ('norm_placement', 'input'), ('parallel_residual', False),
+  )  # fmt: skip
   for name, plain in plain_values:
     if getattr(c, name) != plain:
       refuse(name, getattr(c, name))
@@ -93,6 +98,8 @@ def from_config(
       refuse(name, True)
   if c.activation == 'geglu':
     refuse('activation', c.activation)
+  if c.norm == 'rmsnorm_1p':
+    refuse('norm', c.norm)
   if c.activation == 'gelu_tanh' and not c.use_bias:
     refuse('activation without biases', c.activation)  # its tanh form is fused with the bias
   if c.positions == 'none':
@@ -186,7 +193,7 @@ def _default_ff_width(args: argparse.Namespace) -> int:
 
 def _norm(args: argparse.Namespace) -> str:
   if getattr(args, 'apply_layernorm_1p', False):
-    return 'layernorm_1p'
+    return 'rmsnorm_1p' if getattr(args, 'normalization', None) == 'RMSNorm' else 'layernorm_1p'
   return _NORMS[getattr(args, 'normalization', 'LayerNorm')]
 
 
@@ -197,6 +204,13 @@ def _positions(args: argparse.Namespace, names: Set[str]) -> str:
   if getattr(args, 'use_rotary_position_embeddings', False) or kind == 'rope':
     return 'rotary'
   return 'none' if kind == 'none' else 'learned'
+
+
+def _rotary_scaling(args: argparse.Namespace) -> Llama3Scaling | None:
+  """Megatron's has only its factor to choose."""
+  factor = float(getattr(args, 'rope_scaling_factor', None) or 8)
+  is_scaled = getattr(args, 'use_rope_scaling', False) and factor != 1
+  return Llama3Scaling(factor=factor) if is_scaled else None
 
 
 def _activation(args: argparse.Namespace) -> str:

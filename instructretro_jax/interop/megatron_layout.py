@@ -154,7 +154,7 @@ def _encoder_layer(config, names, there, n) -> Iterator[Tensor]:
 def _norm(config, there, here) -> Iterator[Tensor]:
   c = config.decoder
   yield _same(f'{there}.weight', f'{here}/scale', (c.width,))
-  if c.norm != 'rmsnorm':
+  if not c.norm.startswith('rmsnorm'):
     yield _same(f'{there}.bias', f'{here}/bias', (c.width,))
 
 

@@ -16,7 +16,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
   'apply_residual_connection_post_layernorm': _OFF,
   'position_embedding_type': ('learned_absolute', 'rope', 'none', None),
   'rotary_seq_len_interpolation_factor': (None, 1),
-  'use_rope_scaling': _OFF,  # of Llama 3.1 and later
   'no_rope_freq': _OFF,  # layers without positions
   'mrope_section': _OFF,
   'num_experts': (None, 0),
@@ -45,6 +44,7 @@ _KNOWN = frozenset(
     'rotary_percent',
     'rotary_interleaved',
     'use_rotary_position_embeddings',
+    'use_rope_scaling',  # of Llama 3.1 and later
     'rope_scaling_factor',
     'rotary_scaling_factor',
     'rope_type',

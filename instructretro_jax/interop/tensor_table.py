@@ -21,19 +21,35 @@ from instructretro_jax.train.lazy_params import LazyArray, LazyParams
 
 Shapes = Mapping[str, tuple[int, ...]]  # of our parameters, by path
 
-_PREFIX = re.compile(r'^(transformer|model)\.')
+_PREFIX = re.compile(r'^(transformer|model|gpt_neox)\.')
 # of torch.compile, of data-parallel training and of FSDP
 _WRAPPERS = re.compile(r'(?:^|(?<=\.))(_orig_mod|module|_fsdp_wrapped_module)\.')
-_BUFFERS = re.compile(r'(^|\.)(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)$')  # no weights
+# no weights
+_BUFFERS = re.compile(r'(^|\.)((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq)$')
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
   """One tensor of theirs and the parameters it holds, side by side along the output axis."""
 
-  theirs: str  # without the prefix 'transformer.' or 'model.'
+  theirs: str  # without the prefix of its layout
   ours: tuple[str, ...]
   is_transposed: bool = False  # torch.nn.Linear keeps [out, in]
+  num_groups: int = 1  # each with its share of all parameters side by side
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Names of the tensors of a family, without their prefix."""
+
+  prefix: str
+  embedding: str
+  layer: str
+  modules: tuple[tuple[str, str], ...]  # of a layer: theirs, and ours with {side,by,side}
+  final_norm: str
+  head: str = 'lm_head.weight'  # has no prefix
+  is_linear: bool = True  # kernels as torch.nn.Linear has them
+  is_grouped: bool = False  # what is side by side is so inside of each head
 
 
 _LLAMA_LAYER = (
@@ -49,6 +65,27 @@ _LLAMA_LAYER = (
   ('mlp.up_proj', 'mlp/up'),
   ('mlp.down_proj', 'mlp/down'),
 )
+_OLMO2_LAYER = (
+  *(row for row in _LLAMA_LAYER if not row[0].endswith('layernorm')),
+  ('post_attention_layernorm', 'self_attention/output_norm'),
+  ('post_feedforward_layernorm', 'mlp/output_norm'),
+)
+_PHI3_LAYER = (
+  ('input_layernorm', 'self_attention/norm'),
+  ('self_attn.qkv_proj', 'self_attention/attention/{query,key,value}'),
+  ('self_attn.o_proj', 'self_attention/attention/output'),
+  ('post_attention_layernorm', 'mlp/norm'),
+  ('mlp.gate_up_proj', 'mlp/{gate,up}'),
+  ('mlp.down_proj', 'mlp/down'),
+)
+_GPT_NEOX_LAYER = (
+  ('input_layernorm', 'self_attention/norm'),
+  ('attention.query_key_value', 'self_attention/attention/{query,key,value}'),
+  ('attention.dense', 'self_attention/attention/output'),
+  ('post_attention_layernorm', 'mlp/norm'),
+  ('mlp.dense_h_to_4h', 'mlp/up'),
+  ('mlp.dense_4h_to_h', 'mlp/down'),
+)
 _GPT2_LAYER = (
   ('ln_1', 'self_attention/norm'),
   ('attn.c_attn', 'self_attention/attention/{query,key,value}'),
@@ -57,26 +94,46 @@ _GPT2_LAYER = (
   ('mlp.c_fc', 'mlp/up'),
   ('mlp.c_proj', 'mlp/down'),
 )
+_LLAMA = Layout('model.', 'embed_tokens.weight', 'layers.{}.', _LLAMA_LAYER, 'norm')
+_LAYOUTS = {
+  'gpt2': Layout('transformer.', 'wte.weight', 'h.{}.', _GPT2_LAYER, 'ln_f', is_linear=False),
+  'gpt_neox': Layout(
+    'gpt_neox.',
+    'embed_in.weight',
+    'layers.{}.',
+    _GPT_NEOX_LAYER,
+    'final_layer_norm',
+    head='embed_out.weight',
+    is_grouped=True,
+  ),
+  'olmo2': dataclasses.replace(_LLAMA, modules=_OLMO2_LAYER),
+  'phi3': dataclasses.replace(_LLAMA, modules=_PHI3_LAYER),
+}
+
+
+def layout(family: str) -> Layout:
+  """That of a family; Llama's if it has none of its own."""
+  return _LAYOUTS.get(family, _LLAMA)
 
 
 def rows(family: str, config: DecoderConfig, shapes: Shapes) -> tuple[Row, ...]:
-  """The table of one decoder: 'gpt2', or any other name for the tensors of Llama."""
-  if family == 'gpt2':
-    found = [Row('wte.weight', ('embedding/table',)), Row('wpe.weight', ('embedding/positions',))]
-    layer, layer_name, final, is_linear = _GPT2_LAYER, 'h.{}.', 'ln_f', False
-  else:
-    found = [Row('embed_tokens.weight', ('embedding/table',))]
-    layer, layer_name, final, is_linear = _LLAMA_LAYER, 'layers.{}.', 'norm', True
+  """The table of one decoder."""
+  names = layout(family)
+  found = [Row(names.embedding, ('embedding/table',))]
+  if config.positions == 'learned':
+    found.append(Row('wpe.weight', ('embedding/positions',)))
+  num_groups = config.num_heads if names.is_grouped else 1
   for n in range(config.num_layers):
-    for theirs, ours in layer:
-      found += _module(layer_name.format(n) + theirs, f'decoder_{n}/{ours}', is_linear, shapes)
-  found += _module(final, 'final_norm', is_linear, shapes)
+    for theirs, ours in names.modules:
+      module = names.layer.format(n) + theirs
+      found += _module(module, f'decoder_{n}/{ours}', names.is_linear, num_groups, shapes)
+  found += _module(names.final_norm, 'final_norm', names.is_linear, 1, shapes)
   if not config.tie_embeddings:
-    found.append(Row('lm_head.weight', ('head',), is_transposed=True))
+    found.append(Row(names.head, ('head',), is_transposed=True))
   return tuple(found)
 
 
-def _module(theirs: str, ours: str, is_linear: bool, shapes: Shapes) -> list[Row]:
+def _module(theirs: str, ours: str, is_linear: bool, num_groups: int, shapes: Shapes) -> list[Row]:
   """Rows of one module: those of its parameters that the model has."""
   head, brace, names = ours.partition('{')
   paths = [head + name for name in names.rstrip('}').split(',')] if brace else [ours]
@@ -84,7 +141,9 @@ def _module(theirs: str, ours: str, is_linear: bool, shapes: Shapes) -> list[Row
   for leaf, tensor in (('kernel', 'weight'), ('scale', 'weight'), ('bias', 'bias')):
     parts = tuple(f'{path}/{leaf}' for path in paths)
     if parts[0] in shapes:
-      found.append(Row(f'{theirs}.{tensor}', parts, is_linear and leaf == 'kernel'))
+      is_transposed = is_linear and leaf == 'kernel'
+      groups = num_groups if len(parts) > 1 else 1
+      found.append(Row(f'{theirs}.{tensor}', parts, is_transposed, groups))
   return found
 
 
@@ -150,10 +209,11 @@ def read(
   shapes = decoder_shapes(config)
   table = rows(family, config.decoder, shapes)
   wrong, tensors = [], dict(tensors)
-  if config.decoder.tie_embeddings and 'lm_head.weight' in tensors:  # some files write it twice
-    head, embedding = tensors.pop('lm_head.weight'), tensors.get(table[0].theirs)
+  names = layout(family)
+  if config.decoder.tie_embeddings and names.head in tensors:  # some files write it twice
+    head, embedding = tensors.pop(names.head), tensors.get(names.embedding)
     if embedding is not None and not np.array_equal(head.read(), embedding.read()):
-      wrong.append('lm_head.weight is not the embedding table, though the two are said to be tied')
+      wrong.append(f'{names.head} is not the embedding table, though the two are said to be tied')
   wrong += problems(table, tensors, shapes)
   if wrong:
     raise StageError(f'{source} does not fit {family}: {foreign.shorten(wrong)}')
@@ -162,17 +222,20 @@ def read(
     start = 0
     for path in row.ours:
       size = _flat_shape(path, shapes[path])[-1]
-      part = slice(start, start + size)
-      found[path] = _part(tensors[row.theirs], row.is_transposed, part, shapes[path])
+      found[path] = _part(tensors[row.theirs], row, start, size, shapes[path])
       start += size
   return found
 
 
-def _part(tensor: LazyArray, is_transposed: bool, part: slice, shape: tuple[int, ...]) -> LazyArray:
+def _part(tensor: LazyArray, row: Row, start: int, size: int, shape: tuple[int, ...]) -> LazyArray:
+  """The parameter of that size that begins there, counted along the output axis."""
+  part = slice(start // row.num_groups, (start + size) // row.num_groups)
+
   def read() -> np.ndarray:
     whole = tensor.read()
-    whole = whole.T if is_transposed else whole
-    return np.ascontiguousarray(whole[..., part], dtype=np.float32).reshape(shape)
+    whole = whole.T if row.is_transposed else whole
+    groups = whole.reshape(*whole.shape[:-1], row.num_groups, -1)
+    return np.ascontiguousarray(groups[..., part], dtype=np.float32).reshape(shape)
 
   return LazyArray(shape, np.dtype(np.float32), read)
 
@@ -180,5 +243,6 @@ def _part(tensor: LazyArray, is_transposed: bool, part: slice, shape: tuple[int,
 def to_theirs(row: Row, flat: Mapping[str, np.ndarray]) -> np.ndarray:
   """The tensor of a row from our parameters by path, float32."""
   parts = [np.asarray(flat[p], np.float32).reshape(_flat_shape(p, flat[p].shape)) for p in row.ours]
-  whole = np.concatenate(parts, axis=-1)
+  groups = [part.reshape(*part.shape[:-1], row.num_groups, -1) for part in parts]
+  whole = np.concatenate(groups, axis=-1).reshape(*parts[0].shape[:-1], -1)
   return np.ascontiguousarray(whole.T if row.is_transposed else whole)

@@ -1,11 +1,10 @@
-"""Attention: the module that owns its projections, and rotary positions."""
+"""Attention: the module that owns its projections."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from flax import linen as nn
-import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
@@ -13,6 +12,7 @@ from instructretro_jax.array_types import Array
 from instructretro_jax.model.config import DecoderConfig
 from instructretro_jax.model.kernels import attend, attend_causally
 from instructretro_jax.model.layers import Linear, Norm
+from instructretro_jax.model.rotary import apply_rotary
 
 
 class KeyValues(NamedTuple):
@@ -20,38 +20,6 @@ class KeyValues(NamedTuple):
 
   k_BUGA: Array
   v_BUGA: Array
-
-
-def apply_rotary(
-  x_BTHA: Array,
-  positions: Array,
-  *,
-  fraction: float = 1.0,
-  base: float = 10_000.0,
-  interleaved: bool = False,
-) -> Array:
-  """Rotary position embedding (Su et al. 2021) on the first `fraction` of the head width.
-
-  Channel i is paired with i + half (or 2i with 2i + 1 if interleaved); angles are in float32.
-  Positions are [T], or [B, T] where rows differ.
-  """
-  rotary_width = int(x_BTHA.shape[-1] * fraction)
-  half = rotary_width // 2
-  dtype = jnp.promote_types(x_BTHA.dtype, jnp.float32)
-  frequency = base ** (-jnp.arange(half, dtype=dtype) / half)
-  positions_BT = positions.reshape(-1, x_BTHA.shape[1]).astype(dtype)  # or [1, T]
-  angle = positions_BT[:, :, None, None] * frequency[None, None, None, :]
-  # the barrier keeps them from being recomputed for each head
-  cos, sin = jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
-  cos, sin = cos.astype(x_BTHA.dtype), sin.astype(x_BTHA.dtype)
-  x, rest = x_BTHA[..., :rotary_width], x_BTHA[..., rotary_width:]
-  if interleaved:
-    a, b = x[..., 0::2], x[..., 1::2]
-    rotated = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
-  else:
-    a, b = x[..., :half], x[..., half:]
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-  return jnp.concatenate([rotated, rest], axis=-1)
 
 
 class Attention(nn.Module):
@@ -103,7 +71,7 @@ class Attention(nn.Module):
   def queries(self, x_BTD: Array, positions: Array | None = None) -> Array:
     """Queries, [B, T, H, A]; rotated if positions are given."""
     q = self.query(x_BTD)
-    q = self.query_norm(q) if self.config.qk_norm else q
+    q = self._normalize(self.query_norm, q) if self.config.qk_norm else q
     return checkpoint_name(self._rotate(q, positions), 'query')
 
   def keys_values(
@@ -115,7 +83,7 @@ class Attention(nn.Module):
       values_per_memory: texts that the memory strings together; a value shift stays inside each.
     """
     k, v = self.key(memory_BUD), self.value(memory_BUD)
-    k = self.key_norm(k) if self.config.qk_norm else k
+    k = self._normalize(self.key_norm, k) if self.config.qk_norm else k
     k = checkpoint_name(self._rotate(k, positions), 'key')
     if self.value_shift:
       B, U, G, A = v.shape
@@ -141,11 +109,20 @@ class Attention(nn.Module):
     read_BLHA = attend_causally(q_BLHA, *keys_values, segments_BL, kernel)
     return self.output(checkpoint_name(read_BLHA, 'attended'))
 
+  def _normalize(self, norm: Norm, x_BTHA: Array) -> Array:
+    if not self.config.qk_norm_across_heads:
+      return norm(x_BTHA)
+    return norm(x_BTHA.reshape(*x_BTHA.shape[:-2], -1)).reshape(x_BTHA.shape)
+
   def _rotate(self, x_BTHA: Array, positions: Array | None) -> Array:
     c = self.config
     if positions is None:
       return x_BTHA
-    settings = dict(
-      fraction=c.rotary_fraction, base=c.rotary_base, interleaved=c.rotary_interleaved
+    return apply_rotary(
+      x_BTHA,
+      positions,
+      fraction=c.rotary_fraction,
+      base=c.rotary_base,
+      interleaved=c.rotary_interleaved,
+      scaling=c.rotary_scaling,
     )
-    return apply_rotary(x_BTHA, positions, **settings)

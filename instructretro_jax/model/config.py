@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from instructretro_jax.model.rotary_scaling import RotaryScaling
+
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'squared_relu', 'swiglu', 'geglu')
-NORMS = ('layernorm', 'layernorm_1p', 'rmsnorm')
+NORMS = ('layernorm', 'layernorm_1p', 'rmsnorm', 'rmsnorm_1p')
+NORM_PLACEMENTS = ('input', 'output')
 POSITIONS = ('rotary', 'learned', 'none')
 
 
@@ -17,7 +20,7 @@ def _only_init(default: float) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-  """A pre-norm decoder-only transformer."""
+  """A decoder-only transformer."""
 
   vocab_size: int  # V
   num_layers: int
@@ -29,15 +32,19 @@ class DecoderConfig:
   activation: str = 'swiglu'
   norm: str = 'rmsnorm'
   norm_eps: float = 1e-5
+  norm_placement: str = 'input'  # of attention and MLP; 'output': before it is added (OLMo 2)
+  parallel_residual: bool = False  # attention and MLP read the same stream (GPT-NeoX)
   positions: str = 'rotary'
   rotary_fraction: float = 1.0  # share of the head width that rotary positions act on
   rotary_base: float = 10_000.0
   rotary_interleaved: bool = False  # pairs (2i, 2i + 1) instead of (i, i + A/2)
+  rotary_scaling: RotaryScaling | None = None  # of frequencies, for texts longer than at first
   max_len: int = 2048  # rows of the learned position table
   attention_window: int | None = None  # its weights attend no further, so that texts end there
   use_bias: bool = False  # of linear maps; norms have what their kind has
   qkv_bias: bool = False  # of queries, keys and values even without use_bias (Qwen2)
   qk_norm: bool = False  # norm over A of queries and keys, before rotary positions (Qwen3)
+  qk_norm_across_heads: bool = False  # that norm is over H * A (OLMo 2)
   tie_embeddings: bool = True
   final_norm: bool = True
   embedding_scale: float = 1.0  # multiplies embeddings that enter the stream
@@ -47,7 +54,10 @@ class DecoderConfig:
   def __post_init__(self):
     require_in('activation', self.activation, ACTIVATIONS)
     require_in('norm', self.norm, NORMS)
+    require_in('norm_placement', self.norm_placement, NORM_PLACEMENTS)
     require_in('positions', self.positions, POSITIONS)
+    if self.qk_norm_across_heads and not self.qk_norm:
+      raise ValueError('qk_norm_across_heads says over what qk_norm is: set that too')
     if self.width_per_head is None and self.width % self.num_heads:
       raise ValueError(
         f'width {self.width} is no multiple of num_heads {self.num_heads}: give width_per_head'
@@ -130,8 +140,8 @@ class RetroConfig:
 
   @property
   def encoder_stack(self) -> DecoderConfig:
-    """The encoder's own widths; all else is the decoder's."""
-    c = self.decoder
+    """The encoder's own widths; all else is that of the cross-attention."""
+    c = self.cross_attention_stack
     return dataclasses.replace(
       c,
       width=self.encoder_width or c.width,
@@ -140,6 +150,15 @@ class RetroConfig:
       width_per_head=self.encoder_width_per_head or c.width_per_head,
       ff_width=self.encoder_ff_width or c.ff_width,
     )
+
+  @property
+  def cross_attention_stack(self) -> DecoderConfig:
+    """As the decoder, but with norms before each part, and without rotary scaling.
+
+    A scaling is for more tokens than the decoder saw at first. Cross-attention and encoder are
+    trained from their init, on positions that count inside of one neighbour.
+    """
+    return dataclasses.replace(self.decoder, norm_placement='input', rotary_scaling=None)
 
   @property
   def retro_layers(self) -> tuple[int, ...]:

@@ -93,8 +93,9 @@ class ChunkedCrossAttention(nn.Module):
 
   def setup(self):
     c = self.config
-    self.norm = Norm(c.decoder)
-    self.attention = Attention(c.decoder, c.decoder.num_heads, value_shift=c.value_shift)
+    stack = c.cross_attention_stack
+    self.norm = Norm(stack)
+    self.attention = Attention(stack, stack.num_heads, value_shift=c.value_shift)
 
   def normalize(self, x_BLD: Array) -> Array:
     """The normed stream: what is read with, and what the encoder is conditioned on."""

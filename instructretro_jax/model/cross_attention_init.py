@@ -22,8 +22,8 @@ _CROSS_ATTENTION = re.compile(r'decoder_\d+/cross_attention/attention')
 def fit_from_gpt(gpt: Params, retro: Params) -> Params:
   """Retro parameters whose decoder is the GPT's, so that gate 0 equals the GPT exactly.
 
-  The norm before each cross-attention is a copy of the one before the same layer's MLP: the
-  reference moves that norm and leaves the MLP with a fresh one, which breaks the GPT.
+  The norm before each cross-attention is a copy of the one before the same layer's MLP, if that
+  has one: the reference moves that norm and leaves the MLP with a fresh one, which breaks the GPT.
 
   Raises ValueError if the GPT has parameters that the Retro model lacks, or of another shape.
   """
@@ -35,8 +35,9 @@ def fit_from_gpt(gpt: Params, retro: Params) -> Params:
   flat.update(flat_gpt)
   for path in flat:
     layer, is_norm, leaf = path.partition('/cross_attention/norm/')
-    if is_norm:
-      flat[path] = jnp.array(flat_gpt[f'{layer}/mlp/norm/{leaf}'], copy=True)  # own buffer
+    given = flat_gpt.get(f'{layer}/mlp/norm/{leaf}') if is_norm else None
+    if given is not None:
+      flat[path] = jnp.array(given, copy=True)  # own buffer
   return traverse_util.unflatten_dict(flat, sep='/')
 
 

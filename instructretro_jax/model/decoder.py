@@ -18,41 +18,53 @@ from instructretro_jax.model.sharding import constrain
 
 
 class SelfAttention(nn.Module):
-  """Causal self-attention with the norm before it; returns what is added to the stream."""
+  """Causal self-attention with its norm; returns what is added to the stream."""
 
   config: DecoderConfig
   kernel: str = 'dot_product'  # of causal attention over whole sequences
 
   def setup(self):
-    self.norm = Norm(self.config)
+    if self.config.norm_placement == 'input':
+      self.norm = Norm(self.config)
+    else:
+      self.output_norm = Norm(self.config)
     self.attention = Attention(self.config, self.config.kv_heads)
 
   def __call__(
     self, x_BLD: Array, positions: Array, segments_BL: Array | None
   ) -> tuple[Array, KeyValues]:
     """Over whole sequences, inside of a segment; also returns the keys and values."""
-    h, positions = self.norm(x_BLD), self._rotary(positions)
+    h, positions = self._input(x_BLD), self._rotary(positions)
     keys_values = self.attention.keys_values(h, positions)
     queries = self.attention.queries(h, positions)
     read = self.attention.read_causally(queries, keys_values, segments_BL, self.kernel)
-    return read, keys_values
+    return self._output(read), keys_values
 
   def extend(
     self, x_BTD: Array, positions: Array, past: KeyValues, slot: Array, mask_B1TU: Array
   ) -> tuple[Array, KeyValues]:
     """Over `past` with the keys and values of `x_BTD` written from `slot` on, which it returns."""
-    h, positions = self.norm(x_BTD), self._rotary(positions)
+    h, positions = self._input(x_BTD), self._rotary(positions)
     write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
     keys_values = jax.tree.map(write, past, self.attention.keys_values(h, positions))
     queries = self.attention.queries(h, positions)
-    return self.attention.read(queries, keys_values, mask_B1TU), keys_values
+    return self._output(self.attention.read(queries, keys_values, mask_B1TU)), keys_values
+
+  def _input(self, x_BTD: Array) -> Array:
+    return self.norm(x_BTD) if self.config.norm_placement == 'input' else x_BTD
+
+  def _output(self, y_BTD: Array) -> Array:
+    return self.output_norm(y_BTD) if self.config.norm_placement == 'output' else y_BTD
 
   def _rotary(self, positions: Array) -> Array | None:
     return positions if self.config.positions == 'rotary' else None
 
 
 class DecoderLayer(nn.Module):
-  """One layer; `attend` ends and `finish` begins where neighbours are read."""
+  """One layer; `attend` ends and `finish` begins where neighbours are read.
+
+  With a parallel residual the MLP, which reads what attention reads, is part of `attend`.
+  """
 
   config: RetroConfig
   kernel: str = 'dot_product'  # of self-attention
@@ -80,7 +92,14 @@ class DecoderLayer(nn.Module):
   ) -> tuple[Array, KeyValues]:
     """The stream after self-attention."""
     added, keys_values = self.self_attention(x_BLD, positions, segments_BL)
-    return checkpoint_name(x_BLD + in_memory(added), 'stream'), keys_values
+    return checkpoint_name(self._add_attended(x_BLD, added), 'stream'), keys_values
+
+  def extend(
+    self, x_BTD: Array, positions: Array, past: KeyValues, slot: Array, mask_B1TU: Array
+  ) -> tuple[Array, KeyValues]:
+    """As `attend`, over keys and values of the past too; see `SelfAttention.extend`."""
+    added, keys_values = self.self_attention.extend(x_BTD, positions, past, slot, mask_B1TU)
+    return self._add_attended(x_BTD, added), keys_values
 
   def finish(self, x_BLD: Array, gate_B11: Array, encoded: Encoded | None) -> Array:
     """The stream after chunked cross-attention and MLP."""
@@ -88,8 +107,13 @@ class DecoderLayer(nn.Module):
       h_BLD = self.cross_attention.normalize(x_BLD)
       read_BLD = self.cross_attention(h_BLD, encoded)
       x_BLD = checkpoint_name(x_BLD + gate_B11 * read_BLD, 'stream')
-    x_BLD += in_memory(self.mlp(x_BLD))
+    if not self.config.decoder.parallel_residual:
+      x_BLD += in_memory(self.mlp(x_BLD))
     return constrain(x_BLD, 'batch', 'act_length', 'act_embed')
+
+  def _add_attended(self, x_BTD: Array, added_BTD: Array) -> Array:
+    y_BTD = x_BTD + in_memory(added_BTD)
+    return y_BTD + in_memory(self.mlp(x_BTD)) if self.config.decoder.parallel_residual else y_BTD
 
 
 class ScannedLayers(nn.Module):

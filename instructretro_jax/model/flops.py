@@ -97,7 +97,8 @@ def train_step_flops(
   above = c.num_layers - 1 - config.retro_layers[0]  # layers whose attention passes gradients
   reading = _scores(c, L, L if count_masked else L / 2)
   attention = _attention(c, L, L, L if count_masked else L / 2, kv_heads=c.kv_heads) + reading
-  backward = above * attention + (above + 1) * _mlp(c, L)
+  mlps = above if c.parallel_residual else above + 1  # else it is before neighbours are read
+  backward = above * attention + mlps * _mlp(c, L)
   step = _scaled(forward, decoder=1, head=2)
   return dataclasses.replace(step, decoder=step.decoder + batch_size * backward)
 

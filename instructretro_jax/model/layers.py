@@ -120,7 +120,7 @@ def in_memory(x: T) -> T:
 
 
 class Norm(nn.Module):
-  """LayerNorm, LayerNorm-1p (stores the scale less 1) or RMSNorm; statistics in float32."""
+  """LayerNorm or RMSNorm, of which -1p stores the scale less 1; statistics in float32."""
 
   config: DecoderConfig
 
@@ -128,23 +128,23 @@ class Norm(nn.Module):
   def __call__(self, x: Array) -> Array:
     c = self.config
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    start = nn.initializers.zeros if c.norm == 'layernorm_1p' else nn.initializers.ones
+    is_1p = c.norm.endswith('_1p')
+    start = nn.initializers.zeros if is_1p else nn.initializers.ones
     scale = self.param('scale', nn.with_logical_partitioning(start, ('norm',)), (x.shape[-1],))
-    if c.norm == 'rmsnorm':
+    scale = scale + 1 if is_1p else scale
+    if c.norm.startswith('rmsnorm'):
       y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + c.norm_eps)
       return in_memory((y * over_last(scale, y)).astype(x.dtype))
     centred = wide - jnp.mean(wide, -1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, ('norm',))
     bias = self.param('bias', zeros, (x.shape[-1],))
-    if c.norm == 'layernorm_1p':
-      scale = scale + 1
     y = centred * jax.lax.rsqrt(variance + c.norm_eps)
     return in_memory((y * over_last(scale, y) + over_last(bias, y)).astype(x.dtype))
 
 
 class FeedForward(nn.Module):
-  """The position-wise MLP with the norm before it; returns what is added to the stream."""
+  """The position-wise MLP with its norm; returns what is added to the stream."""
 
   config: DecoderConfig
   ff_width: int
@@ -152,7 +152,7 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
     c = self.config
-    h = Norm(c, name='norm')(x_BTD)
+    h = Norm(c, name='norm')(x_BTD) if c.norm_placement == 'input' else x_BTD
     widen = lambda name: Linear((self.ff_width,), ('embed', 'mlp'), c, name=name)(h)
     act = _ACTIVATIONS[c.activation]
     if c.activation in _GATED:
@@ -161,7 +161,8 @@ class FeedForward(nn.Module):
     else:
       wide = act(widen('up'))
     std = c.init_std / (2 * c.num_layers) ** 0.5
-    return Linear((c.width,), ('mlp', 'embed'), c, init_std=std, name='down')(wide)
+    y_BTD = Linear((c.width,), ('mlp', 'embed'), c, init_std=std, name='down')(wide)
+    return Norm(c, name='output_norm')(y_BTD) if c.norm_placement == 'output' else y_BTD
 
 
 class Embedding(nn.Module):

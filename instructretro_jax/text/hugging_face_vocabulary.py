@@ -137,15 +137,17 @@ class HuggingFaceVocabulary(Vocabulary):
   def _bytes(self, number: int) -> bytes:
     """What a token stands for inside of a text."""
     token = self._tokens.get(number, '')
-    if number in self._added:
-      return b'' if self._added[number]['special'] else token.encode()
-    if number == self._unk:
+    added = self._added.get(number)
+    if number == self._unk or (added is not None and added['special']):
       return b''
     if self._family == 'byte_level':
+      if added is not None:
+        return token.encode()
       table = _byte_level_alphabet()
       return b''.join(bytes([table[c]]) if c in table else c.encode() for c in token)
     if match := _BYTE.fullmatch(token):
       return bytes([int(match[1], 16)])
+    # added or not: Gemma's runs of spaces are added tokens too
     return token.replace(META_SYMBOL, ' ').encode()
 
   def token_bytes(self) -> np.ndarray:

@@ -31,7 +31,7 @@ LAYOUTS = {
   'llama': (
     hugging_face('llama'),
     {
-      'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0},
+      'rope_scaling': {'rope_type': 'longrope', 'factor': 8.0},
       'partial_rotary_factor': 0.5,
       'hidden_act': 'relu',
       'attn_logit_softcapping': 50.0,
@@ -41,7 +41,7 @@ LAYOUTS = {
     hugging_face('qwen2'),
     {
       'hidden_act': 'gelu',
-      'rope_scaling': {'type': 'yarn', 'factor': 4.0},
+      'rope_scaling': {'type': 'dynamic', 'factor': 4.0},
       'quantization_config': {'bits': 4},
       'residual_multiplier': 0.22,
     },
@@ -58,7 +58,7 @@ LAYOUTS = {
   'gguf': (
     of_gguf,
     {
-      'rope__scaling__factor': 4.0,
+      'rope__scaling__attn_factor': 4.0,
       'attention__sliding_window': 16,
       'logit_scale': 8.0,
       'expert_count': 4,
@@ -67,7 +67,7 @@ LAYOUTS = {
   'megatron': (
     of_megatron,
     {
-      'use_rope_scaling': True,
+      'rotary_seq_len_interpolation_factor': 4,
       'no_rope_freq': 4,
       'softmax_type': 'off-by-one',
       'qk_l2_norm': True,

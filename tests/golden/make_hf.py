@@ -1,11 +1,13 @@
 """Makes tests/golden/hf: a tiny random model of each family, and its logits by transformers.
 
 Run from the root of the repository, with torch and transformers installed (the extra `interop`):
-  python tests/golden/make_hf.py
+  python tests/golden/make_hf.py [FAMILY ...]
 """
 
+import json
 from pathlib import Path
 import shutil
+import sys
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -26,6 +28,17 @@ LLAMA = dict(
   bos_token_id=None,
   eos_token_id=0,
 )
+TINY = dict(
+  vocab_size=64,
+  hidden_size=16,
+  intermediate_size=24,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  max_position_embeddings=64,
+  bos_token_id=None,
+  eos_token_id=0,
+  pad_token_id=None,
+)
 CONFIGS = {
   'gpt2': transformers.GPT2Config(
     vocab_size=VOCAB_SIZE, n_positions=64, n_embd=24, n_layer=2, n_head=4, bos_token_id=0,
@@ -37,7 +50,35 @@ CONFIGS = {
   'qwen3': transformers.Qwen3Config(
     **LLAMA, head_dim=8, rope_parameters={'rope_type': 'default', 'rope_theta': 500.0}
   ),
+  'olmo2': transformers.Olmo2Config(
+    **TINY, num_key_value_heads=2, rms_norm_eps=1e-3,
+    rope_parameters={'rope_type': 'default', 'rope_theta': 500.0},
+  ),
+  'gpt_neox': transformers.GPTNeoXConfig(**TINY, layer_norm_eps=1e-3, rotary_pct=0.5),
+  'phi3': transformers.Phi3Config(
+    **TINY, num_key_value_heads=2, rms_norm_eps=1e-3,
+    rope_parameters={'rope_type': 'default', 'partial_rotary_factor': 0.5},
+  ),
+  'gemma': transformers.GemmaConfig(**TINY, num_key_value_heads=1, head_dim=6, rms_norm_eps=1e-3),
 }  # fmt: skip
+
+# rotary scaling of the model of Llama, whose weights are kept once
+ROPES = {
+  'linear': {'rope_type': 'linear', 'factor': 4.0},
+  'llama3': {
+    'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 0.1, 'high_freq_factor': 1.5,
+    'original_max_position_embeddings': 16,
+  },
+  'yarn': {
+    'rope_type': 'yarn', 'factor': 4.0, 'beta_fast': 2.0, 'beta_slow': 0.1,
+    'original_max_position_embeddings': 16,
+  },
+  'yarn-mscale': {
+    'rope_type': 'yarn', 'factor': 4.0, 'beta_fast': 2.0, 'beta_slow': 0.1, 'mscale': 1.5,
+    'mscale_all_dim': 0.5, 'truncate': False, 'original_max_position_embeddings': 16,
+  },
+}  # fmt: skip
+ROPE_LENGTH, ROPE_KEPT = 40, 8  # tokens, and of how many of the last the logits are kept
 
 
 def make_model(config: transformers.PretrainedConfig, seed: int = 0) -> torch.nn.Module:
@@ -72,11 +113,29 @@ def make_tokenizer() -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def main() -> None:
-  shutil.rmtree(FOLDER, ignore_errors=True)
-  tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, (1, LENGTH))
-  for family, config in CONFIGS.items():
+def scaled(folder: Path, rope: dict) -> torch.nn.Module:
+  """The model of a folder with its rotary positions scaled."""
+  rope = {'rope_theta': 500.0, **rope}
+  return transformers.AutoModelForCausalLM.from_pretrained(
+    folder, rope_parameters=rope, attn_implementation='eager'
+  ).eval()
+
+
+def make_ropes() -> None:
+  tokens = np.random.default_rng(1).integers(0, VOCAB_SIZE, (1, ROPE_LENGTH))
+  for kind, rope in ROPES.items():
+    model = scaled(FOLDER / 'llama', rope)
+    expected = {'tokens': tokens, 'logits': logits(model, tokens)[:, -ROPE_KEPT:].copy()}
+    settings = {'rope_parameters': json.dumps(model.config.rope_parameters)}
+    save_file(expected, FOLDER / 'llama' / f'rope-{kind}.safetensors', metadata=settings)
+
+
+def main(families: list[str]) -> None:
+  for family in families or CONFIGS:
+    config = CONFIGS[family]
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, LENGTH))
     folder = FOLDER / family
+    shutil.rmtree(folder, ignore_errors=True)
     model = make_model(config)
     if family == 'mistral':  # one family in bfloat16, as published weights are
       model.to(torch.bfloat16).save_pretrained(folder)
@@ -89,8 +148,10 @@ def main() -> None:
     (folder / 'generation_config.json').unlink(missing_ok=True)
     expected = {'tokens': tokens, 'logits': logits(model, tokens)}
     save_file(expected, folder / 'expected.safetensors')
-  make_tokenizer().save(str(FOLDER / 'llama' / 'tokenizer.json'), pretty=False)
+    if family == 'llama':
+      make_tokenizer().save(str(folder / 'tokenizer.json'), pretty=False)
+      make_ropes()
 
 
 if __name__ == '__main__':
-  main()
+  main(sys.argv[1:])

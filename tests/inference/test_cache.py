@@ -11,6 +11,7 @@ import pytest
 from instructretro_jax.inference.cache import compile_step, prefill
 from instructretro_jax.inference.decode import left_pad, without_retrieval
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.model.rotary_scaling import YarnScaling
 from tests.model.test_retro import CONFIG, DECODER, init, logits, make_inputs
 
 C, K, R = 4, 2, 8
@@ -96,7 +97,8 @@ def with_decoder(decoder=(), **changes):
     (CONFIG, 1.0),
     (
       with_decoder(
-        {'num_kv_heads': 1},
+        {'num_kv_heads': 1, 'rotary_scaling': YarnScaling(factor=4.0, original_max_len=8),
+         'norm_placement': 'output', 'qk_norm': True, 'qk_norm_across_heads': True},
         value_shift=1,
         encoder_width=12,
         encoder_heads=3,
@@ -114,7 +116,8 @@ def with_decoder(decoder=(), **changes):
     ),
     (
       with_decoder(
-        {'rotary_fraction': 0.5, 'rotary_interleaved': True, 'tie_embeddings': False},
+        {'rotary_fraction': 0.5, 'rotary_interleaved': True, 'tie_embeddings': False,
+         'parallel_residual': True},
         mask_neighbours=False,
         encoder_rotary=False,
         cross_attention_rotary=False,
@@ -124,7 +127,7 @@ def with_decoder(decoder=(), **changes):
     ),
   ],
   ids=['rotary', 'grouped_shifted', 'learned_unmasked', 'interleaved_unmasked'],
-)
+)  # fmt: skip
 def test_equals_the_full_forward(config, gate):
   rows, neighbours, mask = make_rows()
   params = params_of(config)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from instructretro_jax.interop import gguf, huggingface, stages
+from instructretro_jax.interop import gguf, gguf_rope, huggingface, stages
 from instructretro_jax.model.config import decoder_differences
+from instructretro_jax.model.rotary_scaling import LinearScaling, Llama3Scaling
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.text import packages, vocabulary
 from tests.interop.test_huggingface import GOLDEN, flat, logits
@@ -37,7 +38,14 @@ def permuted(weight, heads):
 
 
 def write_gguf(
-  path: Path, architecture='llama', pre='smollm', scaling=None, without=(), split=None, more=()
+  path: Path,
+  architecture='llama',
+  pre='smollm',
+  scaling=None,
+  without=(),
+  split=None,
+  more=(),
+  divisors=None,
 ):
   """The golden Llama as the converter writes it, one matrix in 16 bits."""
   writer = gguf_package.GGUFWriter(path, architecture)
@@ -77,6 +85,8 @@ def write_gguf(
       array = array.astype(np.float16)
     if theirs not in without:
       writer.add_tensor(f'{theirs}.weight', array)
+  if divisors is not None:
+    writer.add_tensor('rope_freqs.weight', np.array(divisors, np.float32))
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
@@ -92,6 +102,40 @@ def test_equals_the_same_model_from_hugging_face(tmp_path):
   for path, x in flat(expected).items():
     rounded = path == 'decoder_1/mlp/down/kernel'
     np.testing.assert_allclose(flat(params)[path], x, rtol=1e-3 if rounded else 0, err_msg=path)
+
+
+# of three pairs at the base 500000: 1304, 16 and 0.2 turns within 8192 tokens
+BASE = ('rope.freq_base', 500_000.0)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'expected'),
+  [
+    ({'more': [('rope.scaling.factor', 4.0)]}, LinearScaling(factor=4.0)),
+    (
+      {'more': [('rope.scaling.factor', 4.0)], 'scaling': gguf_package.RopeScalingType.NONE},
+      None,
+    ),
+    ({'more': [BASE], 'divisors': [1, 1, 32]}, Llama3Scaling(factor=32.0)),
+    ({'more': [BASE], 'divisors': [1, 1, 1]}, None),
+  ],
+)
+def test_scaled_rotary_positions(tmp_path, changes, expected):
+  config, params = gguf.load(write_gguf(tmp_path / 'tiny.gguf', **changes))
+  assert config.decoder.rotary_scaling == expected
+  assert 'head' in params and 'rope_freqs.weight' not in params
+
+
+def test_divisors_of_llama_3_2_as_the_converter_writes_them():
+  frequencies = 1 / 500_000.0 ** (np.arange(0, 64, 2, dtype=np.float32) / 64)
+  divisors = []
+  for wavelength in 2 * np.pi / frequencies:
+    smooth = (8192 / wavelength - 1) / (4 - 1)
+    between = 1 / ((1 - smooth) / 32 + smooth)
+    divisors.append(1 if wavelength < 8192 / 4 else 32 if wavelength > 8192 else between)
+  assert len(set(divisors)) > 3
+  found = gguf_rope.scaling('linear', 0, np.array(divisors, np.float32), 500_000.0, 8192)
+  assert found == Llama3Scaling(factor=32.0)
 
 
 def test_tokenizer_of_the_metadata(tmp_path):
@@ -115,6 +159,11 @@ def test_tokenizer_of_the_metadata(tmp_path):
   [
     ({'architecture': 'qwen2'}, "general.architecture is 'qwen2'"),
     ({'scaling': gguf_package.RopeScalingType.YARN}, "rope.scaling.type is 'yarn'"),
+    ({'more': [BASE], 'divisors': [1, 2, 32]}, 'rope_freqs.weight is not the scaling of Llama 3.1'),
+    (
+      {'more': [BASE, ('rope.scaling.factor', 2.0)], 'divisors': [1, 1, 32]},
+      'rope.scaling.factor is 2.0 beside rope_freqs.weight',
+    ),
     ({'without': ('blk.0.ffn_up',)}, 'layers.0.mlp.up_proj.weight .* is missing'),
   ],
 )
@@ -126,7 +175,7 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path, changes, named):
 @pytest.mark.parametrize(
   ('name', 'value'),
   [
-    ('rope.scaling.factor', 4.0),
+    ('rope.scaling.attn_factor', 4.0),
     ('rope.scale_linear', 4.0),
     ('attention.value_length', 12),
     ('attention.sliding_window', 16),

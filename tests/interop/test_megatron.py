@@ -20,6 +20,7 @@ from instructretro_jax.interop import (
 )
 from instructretro_jax.interop.megatron_layout import CORE, LEGACY
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
+from instructretro_jax.model.rotary_scaling import Llama3Scaling
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.train import checkpoint_writer
 from instructretro_jax.train.state import init_params
@@ -253,6 +254,12 @@ def test_half_precision_and_padding_of_the_vocabulary(tmp_path):
     (dict(normalization='RMSNorm', norm_epsilon=1e-6), dict(norm='rmsnorm', norm_eps=1e-6)),
     (dict(use_rotary_position_embeddings=True), dict(positions='rotary', rotary_fraction=1.0)),
     (dict(layernorm_epsilon=1e-6), dict(norm_eps=1e-6)),
+    (dict(use_rope_scaling=True), dict(rotary_scaling=Llama3Scaling(factor=8.0))),
+    (
+      dict(use_rope_scaling=True, rope_scaling_factor=32.0),
+      dict(rotary_scaling=Llama3Scaling(factor=32.0)),
+    ),
+    (dict(use_rope_scaling=False, rope_scaling_factor=8.0), dict(rotary_scaling=None)),
   ],
 )
 def test_the_model_is_read_from_the_arguments(changes, expected):
@@ -330,7 +337,13 @@ def test_a_shard_that_is_cut_short_is_named(tmp_path):
 
 
 def test_what_megatron_cannot_hold_is_refused_whole(tmp_path):
-  decoder = dataclasses.replace(RELEASED, embedding_scale=2.0, activation='geglu', qk_norm=True)
+  decoder = dataclasses.replace(
+    RELEASED,
+    embedding_scale=2.0,
+    activation='geglu',
+    qk_norm=True,
+    rotary_scaling=Llama3Scaling(factor=8.0),
+  )
   config, params = make(decoder)
   config = dataclasses.replace(config, mask_neighbours=True, value_shift=1)
   with pytest.raises(StageError) as error:
@@ -339,6 +352,7 @@ def test_what_megatron_cannot_hold_is_refused_whole(tmp_path):
     'embedding_scale',
     'geglu',
     'qk_norm',
+    'rotary_scaling',
     'mask_neighbours',
     'value_shift',
     'vocab_size 32 cannot',

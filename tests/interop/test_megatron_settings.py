@@ -8,7 +8,7 @@ from instructretro_jax.interop.megatron_settings import unsupported
 PLAIN = {
   'position_embedding_type': 'rope', 'rotary_base': 500_000, 'rotary_percent': 1.0,
   'rotary_interleaved': False, 'rotary_seq_len_interpolation_factor': None,
-  'use_rope_scaling': False, 'rope_scaling_factor': 8.0, 'no_rope_freq': None,
+  'use_rope_scaling': True, 'rope_scaling_factor': 8.0, 'no_rope_freq': None,
   'softmax_type': 'vanilla', 'window_size': None, 'window_attn_skip_freq': None,
   'attention_softmax_in_fp32': True, 'masked_softmax_fusion': True, 'apply_rope_fusion': True,
   'loss_scale_window': 1000, 'mrope_section': None, 'qk_layernorm': False, 'num_experts': None,
@@ -24,7 +24,6 @@ def test_the_defaults_of_megatron_pass():
 @pytest.mark.parametrize(
   ('name', 'value'),
   [
-    ('use_rope_scaling', True),
     ('no_rope_freq', 4),
     ('qk_l2_norm', True),
     ('attention_chunk_size', 8192),

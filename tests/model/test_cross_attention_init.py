@@ -1,5 +1,7 @@
 """Starting from a GPT, and the starts of the cross-attention."""
 
+import dataclasses
+
 from flax import linen as nn
 import jax
 import numpy as np
@@ -34,6 +36,19 @@ def test_norm_before_the_cross_attention_is_the_one_before_the_mlp(gpt_and_retro
   for n in (0, 2):
     copied = fitted[f'decoder_{n}']['cross_attention']['norm']['scale']
     np.testing.assert_array_equal(copied, gpt[f'decoder_{n}']['mlp']['norm']['scale'])
+
+
+def test_a_norm_of_outputs_is_not_copied():
+  decoder = dataclasses.replace(CONFIG.decoder, norm_placement='output')
+  config = dataclasses.replace(CONFIG, decoder=decoder)
+  inputs = make_inputs()
+  gpt, retro = init(config, inputs[:2], gate=0), init(config, inputs)
+  assert set(gpt['decoder_0']['mlp']) == {'up', 'down', 'output_norm'}
+  fitted = fit_from_gpt(gpt, retro)['decoder_0']
+  own = retro['decoder_0']['cross_attention']['norm']['scale']
+  np.testing.assert_array_equal(fitted['cross_attention']['norm']['scale'], own)
+  given = gpt['decoder_0']['mlp']['output_norm']['scale']
+  np.testing.assert_array_equal(fitted['mlp']['output_norm']['scale'], given)
 
 
 def test_zero_output_makes_gate_1_equal_the_gpt(gpt_and_retro):

@@ -25,6 +25,9 @@ OWN_WIDTHS = dataclasses.replace(
 PLAIN = dataclasses.replace(
   CONFIG, decoder=dataclasses.replace(DECODER, activation='gelu', num_kv_heads=None)
 )
+PARALLEL = dataclasses.replace(
+  CONFIG, decoder=dataclasses.replace(DECODER, activation='gelu', parallel_residual=True)
+)
 FROZEN = (('encoder|cross_attention', 1.0), ('', 0.0))
 B, L, K = 2, 32, 2
 
@@ -67,16 +70,20 @@ def test_a_closed_gate_compiles_to_the_gpt():
   assert compiled_flops(CONFIG, gate=0.0) == pytest.approx(counted.total, rel=1e-6)
 
 
-def test_a_frozen_decoder_saves_its_weights_gradients():
+@pytest.mark.parametrize('config', [CONFIG, PARALLEL])
+def test_a_frozen_decoder_saves_its_weights_gradients(config):
   counted = flops.train_step_flops(
-    CONFIG,
+    config,
     batch_size=B,
     seq_len=L,
     num_neighbours=K,
     is_decoder_frozen=True,
     count_masked=True,
   )
-  assert compiled_flops(CONFIG, 1.0, FROZEN) == pytest.approx(counted.total, rel=1e-6)
+  assert compiled_flops(config, 1.0, FROZEN) == pytest.approx(counted.total, rel=1e-6)
+
+
+def test_a_frozen_decoder_behind_a_closed_gate_is_refused():
   with pytest.raises(ValueError, match='nothing to train'):
     flops.train_step_flops(CONFIG, batch_size=B, seq_len=L, is_open=False, is_decoder_frozen=True)
 

@@ -64,9 +64,12 @@ def value_and_grads(model, params, inputs, gate):
   return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize('gate', [0, 0.7])
-def test_scanned_equals_one_by_one(gate):
-  config = with_decoder(num_layers=8, cross_attention_layers=(2, 4, 6))
+OTHER = dict(parallel_residual=True, norm_placement='output', qk_norm=True)
+
+
+@pytest.mark.parametrize(('gate', 'changes'), [(0, OTHER), (0.7, {})], ids=['0-other', '0.7'])
+def test_scanned_equals_one_by_one(gate, changes):
+  config = with_decoder(num_layers=8, cross_attention_layers=(2, 4, 6), **changes)
   scanned = Retro(config, Execution(scan_layers=True, remat='save_narrow_products'))
   inputs = make_inputs(length=13)
   params = init(config, inputs)

@@ -14,6 +14,7 @@ from instructretro_jax.model.config import DecoderConfig, RetroConfig, reference
 from instructretro_jax.model.encoder import MAX_OFFSET
 from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.retro import Retro
+from instructretro_jax.model.rotary_scaling import LinearScaling
 from tests.reference import retro as twin
 
 C, K = 4, 2
@@ -84,9 +85,16 @@ def logits(config, params, *inputs, gate=1.0):
 
 @pytest.mark.parametrize(
   'changes',
-  [{}, {'num_heads': 4, 'num_kv_heads': 2, 'width_per_head': 6, 'qkv_bias': True, 'qk_norm': True}],
-  ids=['plain', 'qwen-like'],
-)
+  [
+    {},
+    {'num_heads': 4, 'num_kv_heads': 2, 'width_per_head': 6, 'qkv_bias': True, 'qk_norm': True,
+     'rotary_scaling': LinearScaling(factor=4.0)},
+    {'num_heads': 4, 'num_kv_heads': 2, 'norm_placement': 'output', 'qk_norm': True,
+     'qk_norm_across_heads': True},
+    {'parallel_residual': True},
+  ],
+  ids=['plain', 'qwen-like', 'olmo-like', 'parallel'],
+)  # fmt: skip
 def test_equals_the_twin(changes):
   config = dataclasses.replace(CONFIG, decoder=dataclasses.replace(DECODER, **changes))
   tokens, segments, neighbours, mask = make_inputs()
@@ -109,6 +117,8 @@ def test_equals_the_twin(changes):
       layers=(0, 2),
       max_offset=MAX_OFFSET,
       scale=1.5,
+      interpolation=4.0 if config.decoder.rotary_scaling else 1.0,
+      parallel=config.decoder.parallel_residual,
     )
     real = segments[b] > 0
     np.testing.assert_allclose(found[b][real], expected[real], atol=2e-4)
@@ -248,6 +258,7 @@ def test_value_shift_reads_the_next_value_within_a_neighbour():
     {'activation': 'geglu', 'num_kv_heads': 1, 'tie_embeddings': False},
     {'activation': 'gelu_tanh', 'positions': 'none', 'final_norm': False},
     {'rotary_interleaved': True},
+    {'norm': 'rmsnorm_1p', 'norm_placement': 'output', 'parallel_residual': True},
   ],
 )
 def test_every_flavour_runs_and_is_causal(changes):
@@ -287,6 +298,8 @@ def test_errors_name_both_values():
     logits(CONFIG, params, *inputs[:2])
   with pytest.raises(ValueError, match=r'4 chunks of 4.*\(2, 3, 2, 8\)'):
     logits(CONFIG, params, *inputs[:2], inputs[2][:, :3], inputs[3][:, :3])
+  with pytest.raises(ValueError, match='qk_norm_across_heads.*qk_norm'):
+    dataclasses.replace(DECODER, qk_norm_across_heads=True)
   with pytest.raises(ValueError, match='width 16.*num_heads 3'):
     dataclasses.replace(DECODER, num_heads=3)
   with pytest.raises(ValueError, match=r'\(7,\) do not fit 3'):

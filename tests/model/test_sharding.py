@@ -18,7 +18,16 @@ from instructretro_jax.train.step import loss_of_batch
 from tests.golden import make_shardings
 
 CONFIG = RetroConfig(
-  decoder=DecoderConfig(vocab_size=64, num_layers=1, width=16, num_heads=4, ff_width=32),
+  decoder=DecoderConfig(
+    vocab_size=64,
+    num_layers=1,
+    width=16,
+    num_heads=4,
+    ff_width=32,
+    qk_norm=True,
+    qk_norm_across_heads=True,
+    norm_placement='output',
+  ),  # fmt: skip
   chunk_len=4,
   encoder_layers=1,
   cross_attention_layers=(0,),

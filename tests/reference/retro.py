@@ -29,17 +29,29 @@ def linear(x, p, h):
   return x @ p['kernel'][:, h] + (p['bias'][h] if 'bias' in p else 0)
 
 
-def attention(queries, memory, p, allowed, q_position=None, k_position=None, bias=None):
+def normed_heads(x, p):
+  """[T, H, A], each head by itself or all as one vector: as many as there are scales."""
+  if p['scale'].size == x.shape[-1]:
+    return norm(x, p)
+  return norm(x.reshape(len(x), -1), p).reshape(x.shape)
+
+
+def attention(
+  queries, memory, p, allowed, q_position=None, k_position=None, bias=None, interpolation=1.0
+):
   """queries [T, D], memory [U, D], allowed(t, u); returns [T, D]."""
+  if interpolation != 1:
+    q_position, k_position = (np.array(x) / interpolation for x in (q_position, k_position))
   heads, width = p['query']['kernel'].shape[1:]
   readers = heads // p['key']['kernel'].shape[1]  # heads that share a key and value head
   out = np.zeros_like(queries)
+  all_q = np.stack([linear(queries, p['query'], h) for h in range(heads)], 1)
+  all_k = np.stack([linear(memory, p['key'], g) for g in range(heads // readers)], 1)
+  if 'query_norm' in p:
+    all_q, all_k = normed_heads(all_q, p['query_norm']), normed_heads(all_k, p['key_norm'])
   for h in range(heads):
-    q = linear(queries, p['query'], h)
-    k = linear(memory, p['key'], h // readers)
+    q, k = all_q[:, h], all_k[:, h // readers]
     v = linear(memory, p['value'], h // readers)
-    if 'query_norm' in p:
-      q, k = norm(q, p['query_norm']), norm(k, p['key_norm'])
     for t in range(len(q)):
       keys = [u for u in range(len(k)) if allowed(t, u)]
       if not keys:
@@ -56,8 +68,14 @@ def attention(queries, memory, p, allowed, q_position=None, k_position=None, bia
   return out
 
 
+def part(x, p, function):
+  """A function with the norm before it, or with one of what it gives."""
+  y = function(norm(x, p['norm']) if 'norm' in p else x)
+  return norm(y, p['output_norm']) if 'output_norm' in p else y
+
+
 def mlp(x, p):
-  return gelu(norm(x, p['norm']) @ p['up']['kernel']) @ p['down']['kernel']
+  return part(x, p, lambda h: gelu(h @ p['up']['kernel']) @ p['down']['kernel'])
 
 
 def encode(neighbour, mask, chunk, chunk_mask, p, table, max_offset):
@@ -87,7 +105,20 @@ def encode(neighbour, mask, chunk, chunk_mask, p, table, max_offset):
   return x
 
 
-def logits(p, tokens, segments, neighbours, mask, *, chunk_len, layers, max_offset, scale=1.0):
+def logits(
+  p,
+  tokens,
+  segments,
+  neighbours,
+  mask,
+  *,
+  chunk_len,
+  layers,
+  max_offset,
+  scale=1.0,
+  interpolation=1.0,
+  parallel=False,
+):
   """Logits [L, V] of one sequence; neighbours [N, K, R]. Lengths are multiples of chunk_len."""
   table = p['embedding']['table'] * scale
   encoder_table = p.get('encoder_embedding', p['embedding'])['table'] * scale
@@ -97,9 +128,14 @@ def logits(p, tokens, segments, neighbours, mask, *, chunk_len, layers, max_offs
   encoded = None
   for n in range(len([k for k in p if k.startswith('decoder_')])):
     q = p[f'decoder_{n}']
-    h = norm(x, q['self_attention']['norm'])
     see = lambda t, u: u <= t and segments[u] == segments[t]
-    x = x + attention(h, h, q['self_attention']['attention'], see, positions, positions)
+    attend = lambda h: attention(
+      h, h, q['self_attention']['attention'], see, positions, positions, interpolation=interpolation
+    )
+    before = x
+    x = x + part(x, q['self_attention'], attend)
+    if parallel:
+      x = x + mlp(before, q['mlp'])
     if n in layers:
       c = q['cross_attention']
       h = norm(x, c['norm'])
@@ -134,5 +170,6 @@ def logits(p, tokens, segments, neighbours, mask, *, chunk_len, layers, max_offs
           h[i : i + 1], keys, c['attention'], lambda t, v: allowed[v], q_position, k_position
         )[0]
       x = x + read
-    x = x + mlp(x, q['mlp'])
+    if not parallel:
+      x = x + mlp(x, q['mlp'])
   return norm(x, p['final_norm']) @ p['embedding']['table'].T

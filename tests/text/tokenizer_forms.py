@@ -101,6 +101,38 @@ def llama2(is_metaspace=False):
   return content
 
 
+def gemma():
+  """No space is put first, and runs of spaces and of line ends are tokens of their own."""
+  spelt = json.dumps(llama2(), ensure_ascii=False)
+  content = json.loads(spelt.replace('"<s>"', '"<bos>"').replace('"</s>"', '"<eos>"'))
+  content['normalizer'] = {'type': 'Replace', 'pattern': {'String': ' '}, 'content': '▁'}
+  content['decoder']['decoders'] = content['decoder']['decoders'][:-1]
+  vocab, merges = content['model']['vocab'], content['model']['merges']
+  for token, parts in (('▁▁', ['▁', '▁']), ('▁▁▁', ['▁▁', '▁'])):
+    merges.insert(len(token) - 2, parts)
+    vocab[token] = vocab.get(token, 1 + max(vocab.values()))
+  return _with_added(content, ['▁▁', '▁▁▁', '\n\n', '\n\n\n'], normalized=False)
+
+
+def gpt_neox():
+  """Of Pythia: runs of spaces are added tokens."""
+  plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  controls = ['<|endoftext|>', '<|padding|>']
+  content = json.loads(_byte_level(controls, plain, normalizers.NFC()).to_str())
+  return _with_added(content, [' ' * n for n in range(24, 1, -1)], normalized=True)
+
+
+def _with_added(content, tokens, normalized):
+  flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'special'), False)
+  vocab = content['model']['vocab']
+  for token in tokens:
+    known = max([*vocab.values(), *(t['id'] for t in content['added_tokens'])])
+    added = {'id': vocab.get(token, known + 1), 'content': token, 'normalized': normalized}
+    content['added_tokens'].append({**added, **flags})
+  content['added_tokens'].sort(key=lambda token: token['id'])
+  return content
+
+
 def sentencepiece_model(**settings):
   """A model as it is trained here, or with other settings."""
   model = io.BytesIO()
@@ -116,7 +148,9 @@ def sentencepiece_model(**settings):
 
 
 MADE = {
+  'gemma': gemma,
   'gpt2': gpt2,
+  'gpt_neox': gpt_neox,
   'llama2': llama2,
   'llama2_metaspace': lambda: llama2(is_metaspace=True),
   'llama3': llama3,
