@@ -129,7 +129,7 @@ def wait_for_rows(root: Path, pair: list[subprocess.Popen], count: int) -> None:
 @pytest.mark.slow(minutes=4)
 def test_a_pair_of_which_one_machine_is_taken_away_saves_and_goes_on(tmp_path, tiny_documents):
   whole, told = tmp_path / 'whole', tmp_path / 'told'
-  more = ('--to=retro_fit', '--gin.FIT_STEPS=600', '--gin.loop.Train.checkpoint_every=200')
+  more = ('--to=retro_fit', '--gin.FIT_STEPS=90', '--gin.loop.Train.checkpoint_every=100')
   finish(start_pair(whole, tiny_documents, *more))
   shutil.copytree(whole, told)
   shutil.rmtree(told / 'retro_fit')
@@ -138,9 +138,9 @@ def test_a_pair_of_which_one_machine_is_taken_away_saves_and_goes_on(tmp_path, t
   pair[1].send_signal(signal.SIGTERM)
   ended = [process.communicate(timeout=60) for process in pair]
   assert [process.returncode for process in pair] == [75, 75], ended
-  said = re.search(r'retro_fit: a machine .* is taken away: step (\d+) of 600', ended[0][1])
+  said = re.search(r'retro_fit: a machine .* is taken away: step (\d+) of 90', ended[0][1])
   saved = int(said[1])
-  assert 3 <= saved < 200 and f'step {saved} of 600' in ended[1][1]
+  assert 3 <= saved < 90 and f'step {saved} of 90' in ended[1][1]
   # one that is killed right after the signal loses no more than any that is killed
   pair = start_pair(told, tiny_documents, *more)
   wait_for_rows(told, pair, saved + 3)
