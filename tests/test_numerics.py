@@ -3,11 +3,14 @@
 from pathlib import Path
 import runpy
 
+import pytest
+
 from instructretro_jax.model.param_groups import PARTS
 
 SCRIPT = Path(__file__).parents[1] / 'experiments/benchmarks/numerics.py'
 
 
+@pytest.mark.slow
 def test_gradients_are_as_exact_as_their_type():
   script = runpy.run_path(str(SCRIPT))
   config = script['make_config'](width=16, num_layers=1)

@@ -47,6 +47,7 @@ def run(tmp_path, monkeypatch):
   return run_
 
 
+@pytest.mark.slow
 def test_three_hashes_run_each_slow_test_once(run):
   passed = [run('-m', 'slow', f'--slow_third={commit}')[0] for commit in ('a0', 'a1', 'a2')]
   assert {SLOWEST} in passed  # it takes longer than all others

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from instructretro_jax.pipeline import quiet
 
 
@@ -32,6 +34,7 @@ warnings.warn('is odd')
   assert odd.startswith('UserWarning: is odd (<string>:')
 
 
+@pytest.mark.slow
 def test_tensorflow_starts_without_notes_unless_asked(monkeypatch):
   monkeypatch.delenv('TF_CPP_MIN_LOG_LEVEL')
   code = 'from instructretro_jax.pipeline import quiet; quiet.quieten(); import tensorflow'

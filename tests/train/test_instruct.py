@@ -130,6 +130,7 @@ class Killed(Exception):
   pass
 
 
+@pytest.mark.slow
 def test_a_killed_arm_with_random_gates_ends_the_same(root, monkeypatch):
   whole = train(root, 'whole')
   add, seen = loop.TrainLog.add, []
