@@ -15,7 +15,7 @@ def test_a_signal_is_passed_on_and_nothing_starts_after_it(tmp_path):
     lines.append(line)
     os.kill(os.getpid(), signal.SIGTERM)
 
-  script = 'trap "echo ended >&2; exit 75" TERM; echo up; while :; do sleep 0.05; done'
+  script = 'trap "echo ended >&2; exit 75" TERM; echo up; for n in $(seq 200); do sleep 0.05; done'
   with processes.passing_signals_on(), futures.ThreadPoolExecutor(1) as pool:
     one = pool.submit(processes.run, ['sh', '-c', script], tmp_path / 'stderr', on_line)
     other = pool.submit(processes.run, ['sh', '-c', 'echo up'], tmp_path / 'other', on_line)

@@ -58,6 +58,13 @@ def test_names_and_commands_are_readable():
   )  # fmt: skip
 
 
+def test_values_that_look_alike_are_numbered():
+  made = sweep.Sweep(('a.gin',), (('x', ('A', 'a', '?', '_')), ('y', ('1_y-1', '1'))))
+  names = [job.name for job in made.jobs(Path('runs'))]
+  assert names[0] == 'x-0-A_y-1-y-1' and names[3] == 'x-1-a_y-1'
+  assert len({name.casefold() for name in names}) == 8
+
+
 @pytest.mark.parametrize(
   'axes, bindings, words',
   [
