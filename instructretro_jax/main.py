@@ -12,6 +12,7 @@ from instructretro_jax.commands.generate import generate, score
 from instructretro_jax.commands.inspect import inspect
 from instructretro_jax.commands.precompile import precompile
 from instructretro_jax.commands.run import run
+from instructretro_jax.commands.sweep import sweep
 from instructretro_jax.commands.verify import verify
 from instructretro_jax.commands.weights import export, import_weights
 from instructretro_jax.pipeline import caches, quiet
@@ -25,7 +26,7 @@ def main() -> None:
 
 
 for command in (
-  run, verify, inspect, compare, generate, score, demo, import_weights, export, precompile
+  run, sweep, verify, inspect, compare, generate, score, demo, import_weights, export, precompile
 ):  # fmt: skip
   main.add_command(command)
 

@@ -36,9 +36,9 @@ def test_a_command_of_a_page_is_real(line, tmp_path):
     option = argument.partition('=')[0]
     if option.startswith('--') and not option.startswith('--gin.'):
       assert option in options, f'{option} of {line}'
-  if name == 'run':
+  if name in ('run', 'sweep'):
     own_root = [a for a in arguments if not a.startswith('--root=')]
-    result = CliRunner().invoke(main.main, ['run', *own_root, f'--root={tmp_path}', '--dry_run'])
+    result = CliRunner().invoke(main.main, [name, *own_root, f'--root={tmp_path}', '--dry_run'])
     assert result.exit_code == 0, result.output or result.exception
 
 

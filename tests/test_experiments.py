@@ -8,6 +8,7 @@ import re
 import jax
 import pytest
 
+from instructretro_jax.commands import sweeping
 from instructretro_jax.evaluate import zero_shot
 from instructretro_jax.examples import tasks
 from instructretro_jax.pipeline import gin_adapter, manifest
@@ -19,7 +20,9 @@ from instructretro_jax.train import loop, state
 from tests.checkpoints import load_params
 
 ROOT = Path(__file__).parent.parent
-EXPERIMENTS = sorted((ROOT / 'experiments').rglob('*.gin'))
+FILES = sorted((ROOT / 'experiments').rglob('*.gin'))
+SWEEPS = [p for p in FILES if 'sweeps' in p.parts]
+EXPERIMENTS = [p for p in FILES if p not in SWEEPS]
 WHOLE = [p for p in EXPERIMENTS if 'paper' not in p.parts]  # tests/test_paper.py has those
 
 
@@ -40,10 +43,19 @@ def test_every_experiment_is_parsed_and_built(path):
     assert sum(x.size for x in jax.tree.leaves(jax.eval_shape(init))) > 0
 
 
-@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: f'{p.parent.name}-{p.stem}')
+@pytest.mark.parametrize('path', SWEEPS, ids=lambda p: p.stem)
+def test_every_sweep_is_parsed_and_shares_what_its_axes_leave_alone(path):
+  prepared = sweeping.prepare([str(path)], (), Path('runs/sweep'))
+  assert len(prepared.jobs) > 1 and {'corpus', 'index', 'neighbours'} <= set(prepared.shared)
+  arms = {s.name for s in prepared.experiments[0].stages if isinstance(s, loop.Train)}
+  assert arms and not arms & set(prepared.shared)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: f'{p.parent.name}-{p.stem}')
 def test_headers_name_the_file_itself(path):
   command = path.read_text().splitlines()[0]
-  assert command.startswith('# instructretro run ')
+  name = 'sweep' if path in SWEEPS else 'run'
+  assert command.startswith(f'# instructretro {name} ')
   named = re.findall(r'--gin_file=(\S+)', command)
   assert named[0] == str(path.relative_to(ROOT))
   assert all((ROOT / other).is_file() for other in named[1:])

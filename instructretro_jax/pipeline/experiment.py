@@ -134,7 +134,7 @@ def _check(
     if member.name in needed:
       needed.update(member.reads())
   for name, one in found.items():
-    if name in needed and one.error is not None:
+    if name in needed | doomed and one.error is not None:
       raise one.error
   for member in chosen:
     for name in member.reads():

@@ -100,6 +100,7 @@ def run(stage: Stage, root: Path, hosts: Hosts = ONE) -> manifest.Manifest:
   """
   folder = root / stage.name
   if not hosts.on_main(lambda: is_up_to_date(stage, root)):
+    hosts.on_main(lambda: refuse_linked(stage, root))
     with contextlib.ExitStack() as stack:
       hosts.on_main(lambda: stack.enter_context(root_lock.held(root)))
       asked = manifest.Plan(**hosts.on_main(lambda: dataclasses.asdict(plan(stage, root))))
@@ -124,7 +125,18 @@ def _build(stage: Stage, root: Path, folder: Path) -> dict[str, Any]:
     ) from error
 
 
+def refuse_linked(stage: Stage, root: Path) -> None:
+  """Raises StageError if the folder of a stage is a link: others read it, nothing is made there."""
+  folder = root / stage.name
+  if folder.is_symlink():
+    raise manifest.StageError(
+      f'{folder} is a link to {folder.readlink()}, which other runs read too: it is not made anew '
+      f'from here; delete the link to give {root} a {stage.name} of its own'
+    )
+
+
 def discard(stage: Stage, root: Path) -> None:
-  """Deletes what a stage wrote."""
+  """Deletes what a stage wrote. Raises StageError for a link to what others read."""
+  refuse_linked(stage, root)
   if (root / stage.name).exists():
     shutil.rmtree(root / stage.name)

@@ -52,6 +52,10 @@ def _status(
     words = f'not reached: {refused.member.name} is refused' if is_first else refused.words
     return Status(member, State.REFUSED, words)
   if member.name in discarded:
+    try:
+      stage.refuse_linked(member, root)
+    except StageError as error:
+      return Status(member, State.REFUSED, str(error), error)
     return Status(member, State.RUNS, 'would run anew')
   if longer := [one.member.name for one in upstream if one.state is State.EXTENDS]:
     if manifest.has_begun(root / member.name):
@@ -65,6 +69,8 @@ def _status(
       done = stage.is_up_to_date(member, root)
     else:
       done = stage.is_up_to_date_but_for_inputs(member, root)
+    if not done:
+      stage.refuse_linked(member, root)
   except StageError as error:
     return Status(member, State.REFUSED, str(error).splitlines()[0], error)
   if not done and manifest.is_finished(root / member.name):

@@ -28,7 +28,9 @@ def test_dry_run_names_every_stage_and_writes_nothing(tmp_path):
   assert not (tmp_path / 'r').exists()
 
 
-@pytest.mark.parametrize('command', ['run', 'inspect', 'compare', 'import', 'export', 'precompile'])
+@pytest.mark.parametrize(
+  'command', ['run', 'sweep', 'inspect', 'compare', 'import', 'export', 'precompile']
+)
 def test_help_has_an_example(command):
   result = CliRunner().invoke(main.main, [command, '--help'])
   assert result.exit_code == 0 and 'Example' in result.output

@@ -1,0 +1,114 @@
+"""The command `sweep`: stages that need no training, and once a small experiment, interrupted."""
+
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+from click.testing import CliRunner
+import pytest
+
+from instructretro_jax import main
+from instructretro_jax.pipeline import manifest
+
+ROOT = Path(__file__).parents[2]
+SWEEP = """from __gin__ import dynamic_registration
+from instructretro_jax.pipeline import sweep
+sweep.Sweep.gin_files = ('{experiment}',)
+sweep.Sweep.axes = {axes}
+"""
+
+
+def arguments(tmp_path, axes, *more, experiment='tests/commands/sweep.gin'):
+  path = tmp_path / 'grid.gin'
+  path.write_text(SWEEP.format(experiment=experiment, axes=axes))
+  return ['sweep', f'--gin_file={path}', f'--root={tmp_path}/sweep', *more]
+
+
+def sweep(*given):
+  return CliRunner().invoke(main.main, arguments(*given))
+
+
+def num_runs(folder):
+  return len((folder / 'logs' / 'runs').read_text())
+
+
+def test_a_job_that_fails_leaves_the_others_and_is_run_again(tmp_path):
+  root = tmp_path / 'sweep'
+  root.mkdir()
+  (root / 'fails_y').touch()
+  given = (tmp_path, (('RIGHT', ('x', 'y')),), '--processes=2', "--gin.LEFT='l'")
+  result = sweep(*given)
+  assert result.exit_code == 1
+  assert 'RIGHT-y: failed: error: y fails' in result.stderr.splitlines()
+  assert 'RIGHT-x: done' in result.stderr.splitlines()
+  assert 'RIGHT-x: running: right' in result.stderr.splitlines()
+  assert (root / 'RIGHT-x' / 'right' / 'text').read_text() == 'x'
+  assert (root / 'RIGHT-x' / 'left' / 'text').read_text() == 'l'
+  (root / 'fails_y').unlink()
+  result = sweep(*given)
+  assert result.exit_code == 0, result.output
+  assert 'RIGHT-x: done: up to date' in result.stderr.splitlines()
+  assert 'shared' not in result.stderr
+  assert 'not compared: ' in result.stdout and 'perplexity holds no finished stage' in result.stdout
+  for name in ('base', 'left'):
+    assert num_runs(root / 'shared' / name) == 1
+    assert (root / 'RIGHT-y' / name).is_symlink()
+  verified = CliRunner().invoke(main.main, ['verify', str(root / 'RIGHT-y')])
+  assert verified.exit_code == 0, verified.output
+
+
+def test_a_machine_that_is_taken_away_ends_the_sweep(tmp_path):
+  (tmp_path / 'sweep').mkdir()
+  (tmp_path / 'sweep' / 'preempted_x').touch()
+  result = sweep(tmp_path, (('RIGHT', ('x', 'y')),))
+  assert result.exit_code == 75
+  assert not (tmp_path / 'sweep' / 'RIGHT-y' / 'right').exists()
+
+
+@pytest.mark.parametrize(
+  'axes, more, words',
+  [
+    ((('LEFT', ('x', 'y')),), ['--gin.LEFT=1'], 'LEFT is an axis'),
+    ((('NO_SUCH', (1, 2)),), [], "used nowhere.*'NO_SUCH'"),
+  ],
+)
+def test_a_grid_that_is_wrong_starts_nothing(tmp_path, axes, more, words):
+  result = sweep(tmp_path, axes, *more)
+  with pytest.raises(manifest.StageError, match=words):
+    raise result.exception
+  assert not (tmp_path / 'sweep').exists()
+
+
+@pytest.mark.slow(minutes=6)
+@pytest.mark.packages
+def test_an_interrupted_sweep_goes_on_and_builds_one_corpus(tmp_path, tiny_documents):
+  axes = (('SEED', (0, 1)), ('FIT_RATE', (1e-3, 2e-3)))
+  more = ['--processes=2', f"--gin.DOCUMENTS='{tiny_documents}/*.txt'"]
+  given = arguments(tmp_path, axes, *more, experiment='tests/tiny.gin')
+  start = lambda: subprocess.Popen(
+    [sys.executable, '-m', 'instructretro_jax', *given],
+    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  root = tmp_path / 'sweep'
+  process = start()
+  while process.poll() is None and not list(root.glob('SEED*/gpt_fit/manifest.json')):
+    time.sleep(0.05)
+  process.send_signal(signal.SIGINT)
+  _, said = process.communicate(timeout=120)
+  assert process.returncode == 128 + signal.SIGINT, said
+  jobs = sorted(root.glob('SEED*'))
+  assert not all((job / 'report').exists() for job in jobs)
+  before = manifest.read_manifest(root / 'shared' / 'corpus')
+  process = start()
+  out, said = process.communicate()
+  assert process.returncode == 0, said
+  jobs = sorted(root.glob('SEED*'))
+  assert len(jobs) == 4
+  for job in jobs:
+    assert manifest.is_finished(job / 'report')
+    assert (job / 'corpus').is_symlink() and (job / 'neighbours').is_symlink()
+    assert not (job / 'gpt_fit').is_symlink()
+  assert manifest.read_manifest(root / 'shared' / 'corpus') == before
+  assert out.count('Per cent below the arm without retrieval') == 2  # a group for each rate
