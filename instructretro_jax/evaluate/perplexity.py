@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import dataclasses
 import functools
 import json
@@ -15,7 +15,7 @@ import numpy as np
 
 from instructretro_jax.array_types import Params
 from instructretro_jax.evaluate import viewer
-from instructretro_jax.examples.heldout import heldout_batches
+from instructretro_jax.examples.heldout import heldout_batches, parts
 from instructretro_jax.examples.tasks import LanguageModel
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
@@ -177,27 +177,16 @@ def token_categories(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _token_nats(
   model: Retro, params: Params, batch: dict[str, np.ndarray], is_open: bool, batch_size: int
 ) -> np.ndarray:
-  names = ['tokens', 'targets', 'loss_mask', 'segments']
-  names += ['neighbours', 'neighbour_mask'] if is_open else []
   gate = 1.0 if is_open else 0
   losses = _compiled_losses(model, gate)
-  parts = []
-  for part in _parts({name: batch[name] for name in names}, batch_size):
-    parts.append(np.asarray(losses(params, part)))
-  return np.concatenate(parts)[: len(batch['tokens'])]
+  found = [np.asarray(losses(params, part)) for part in parts(batch, batch_size, is_open)]
+  return np.concatenate(found)[: len(batch['tokens'])]
 
 
 @functools.lru_cache(maxsize=4)
 def _compiled_losses(model: Retro, gate: float) -> Callable[..., jax.Array]:
   """Arms of one model share what is compiled."""
   return jax.jit(lambda params, part: losses_of_batch(model, params, part, gate))
-
-
-def _parts(batch: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
-  total = len(batch['tokens'])
-  for start in range(0, total, size):
-    rows = np.minimum(np.arange(start, start + size), total - 1)  # one shape for all parts
-    yield {name: array[rows] for name, array in batch.items()}
 
 
 def _sums(nats_BL: np.ndarray, mask_BL: np.ndarray) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from instructretro_jax.retrieval.neighbours import random_neighbours
 from instructretro_jax.text.chunks import ChunkStore
 
 Arrays = dict[str, np.ndarray]
+
+_ARRAYS = ('tokens', 'targets', 'loss_mask', 'segments')
+_NEIGHBOURS = ('neighbours', 'neighbour_mask')
 
 
 def heldout_batches(
@@ -34,3 +38,23 @@ def heldout_batches(
   drawn = random_neighbours(own['chunk_ids'], task.num_neighbours, len(database), seed)
   others = source.neighbours(np.where(own['chunk_ids'][..., None] >= 0, drawn, -1))
   return {'own': own, 'off': own, 'random': {**own, **others}}
+
+
+def parts(
+  arrays: Arrays, batch_size: int, is_open: bool, rows: np.ndarray | None = None
+) -> Iterator[Arrays]:
+  """What a model reads of sequences, in batches of one shape.
+
+  The last is filled up with sequences that have no target.
+
+  Args:
+    is_open: whether it reads neighbours.
+    rows: those that this process reads of each batch; all if not given.
+  """
+  total, names = len(arrays['tokens']), _ARRAYS + (_NEIGHBOURS if is_open else ())
+  rows = np.arange(batch_size) if rows is None else rows
+  for start in range(0, total, batch_size):
+    places = start + rows
+    part = {name: arrays[name][np.minimum(places, total - 1)] for name in names}
+    part['loss_mask'] = part['loss_mask'] * (places < total)[:, None].astype(np.float32)
+    yield part

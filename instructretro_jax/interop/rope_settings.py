@@ -97,8 +97,7 @@ def _attention_factor(rope: Mapping[str, Any], factor: float) -> float | None:
   names = ('attention_factor', 'mscale', 'mscale_all_dim')
   given, raised, lowered = (rope.get(name) for name in names)
   if given is None and raised and lowered:
-    ratio = paper_attention_factor(factor, raised) / paper_attention_factor(factor, lowered)
-    given = ratio
+    given = paper_attention_factor(factor, raised) / paper_attention_factor(factor, lowered)
   is_paper = given is None or float(given) == paper_attention_factor(factor)
   return None if is_paper else float(given)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import dataclasses
 import functools
 from pathlib import Path
@@ -12,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructretro_jax.array_types import Array, Batch
-from instructretro_jax.examples.heldout import heldout_batches
+from instructretro_jax.examples.heldout import heldout_batches, parts
 from instructretro_jax.examples.tasks import LanguageModel
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import local_rows, put_batch
 from instructretro_jax.train.step import TrainState, losses_of_batch
 
 PREFIX = 'heldout/'  # and a kind of neighbours: a metric, nats a token
-_ARRAYS = ('tokens', 'targets', 'loss_mask', 'segments')
-_NEIGHBOURS = ('neighbours', 'neighbour_mask')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,27 +98,18 @@ class Evaluator:
     kinds = heldout_batches(heldout.task, root, heldout.num_sequences, heldout.seed)
     self._kinds = kinds if has_encoder else {'off': kinds['off']}
     self._model, self._mesh, self._batch_size = model, mesh, batch_size
+    self._rows = local_rows(mesh, batch_size)
 
   def losses(self, state: TrainState) -> dict[str, float]:
     """Nats a target token by kind of neighbours, as metrics."""
     found = {}
     for kind, arrays in self._kinds.items():
-      run = _compiled(self._model, float(kind != 'off'))
-      names = _ARRAYS + (_NEIGHBOURS if kind != 'off' else ())
-      sums = np.zeros(2)
-      for part in self._parts({name: arrays[name] for name in names}):
-        sums += np.asarray(run(state, part), np.float64)
+      is_open = kind != 'off'
+      run, sums = _compiled(self._model, float(is_open)), np.zeros(2)
+      for part in parts(arrays, self._batch_size, is_open, self._rows):
+        sums += np.asarray(run(state, put_batch(part, self._mesh, self._batch_size)), np.float64)
       found[PREFIX + kind] = float(sums[0] / sums[1])
     return found
-
-  def _parts(self, arrays: dict[str, np.ndarray]) -> Iterator[Batch]:
-    """Batches on the mesh; the last is filled up with rows that count for nothing."""
-    total, rows = len(arrays['tokens']), local_rows(self._mesh, self._batch_size)
-    for start in range(0, total, self._batch_size):
-      places = start + rows
-      part = {name: array[np.minimum(places, total - 1)] for name, array in arrays.items()}
-      part['loss_mask'] = part['loss_mask'] * (places < total)[:, None].astype(np.float32)
-      yield put_batch(part, self._mesh, self._batch_size)
 
 
 @functools.lru_cache(maxsize=4)

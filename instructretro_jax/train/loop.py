@@ -179,7 +179,8 @@ class Train(Stage):
       history = History(latest.get('heldout', []), self.heldout.patience if self.heldout else None)
       if self.num_steps not in lengths:
         lengths.append(self.num_steps)
-      step = step_of(self.execution.scan_layers, lengths[0])
+      longer = () if lengths[0] == self.num_steps else (lengths[0],)
+      step = step_of(self.execution.scan_layers, *longer)
       evaluator = self._evaluator(root, mesh)
       note_execution(self, mesh, folder / 'logs', done)
       place = {
@@ -220,9 +221,9 @@ class Train(Stage):
           has_ended=lambda: history.has_ended,
           profile=Profile(self.profile, folder / 'logs' / 'profile', done, self.num_steps),
         )
-    longer = {'trained_longer_from': lengths[:-1]} if lengths[:-1] else {}
+    before = {'trained_longer_from': lengths[:-1]} if lengths[:-1] else {}
     best = {'best_heldout': history.best} if self.heldout and self.heldout.patience else {}
-    counts = self.task.counts(source) | _param_counts(state) | longer | best
+    counts = self.task.counts(source) | _param_counts(state) | before | best
     return {'steps': int(state.step), **counts}
 
   def _evaluator(self, root: Path, mesh: Mesh) -> Evaluator | None:

@@ -24,8 +24,8 @@ def take_steps(
   save: Callable[[TrainState, int], None],
   log: TrainLog,
   profile: Profile,
-  evaluate: Callable[[TrainState, int], dict[str, float]] = lambda state, step: {},
-  has_ended: Callable[[], bool] = lambda: False,
+  evaluate: Callable[[TrainState, int], dict[str, float]],
+  has_ended: Callable[[], bool],
 ) -> TrainState:
   """The state after the last step; `batches` are those of the steps that are left.
 
