@@ -35,6 +35,7 @@ def console() -> None:
   """Entry point: what a user can mend is one line on stderr and exit code 1, not a traceback."""
   from instructretro_jax.pipeline.hosts import PREEMPTED_STATUS, Preempted
   from instructretro_jax.pipeline.manifest import StageError, in_words
+  from instructretro_jax.pipeline.paths import is_of_store
 
   try:
     main(standalone_mode=True)
@@ -46,4 +47,10 @@ def console() -> None:
     sys.exit(PREEMPTED_STATUS)
   except OSError as error:
     click.echo(f'error: {in_words(error)}', err=True)
+    sys.exit(1)
+  except Exception as error:
+    if not is_of_store(error):
+      raise
+    what = ' '.join(str(error).split()) or type(error).__name__
+    click.echo(f'error: {what}: check the address, the credentials and the network', err=True)
     sys.exit(1)

@@ -23,6 +23,7 @@ from instructretro_jax.evaluate.scores import CEILING, CHOICE, System, read_reco
 from instructretro_jax.inference.batching import check_batch_size
 from instructretro_jax.model.sharding import ONE_DEVICE, MeshConfig
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.paths import to_path
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.questions.passage_windows import read_passages
 from instructretro_jax.questions.prompts import Prompter
@@ -85,7 +86,7 @@ class ZeroShot(Stage):
 
   def input_files(self) -> tuple[Path, ...]:
     """Those of the models that are folders."""
-    folders = [Path(name).expanduser() for name in self.hugging_face]
+    folders = [to_path(name) for name in self.hugging_face]
     return tuple(path for folder in folders if folder.is_dir() for path in folder.rglob('*'))
 
   def reads(self) -> tuple[str, ...]:

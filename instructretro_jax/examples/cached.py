@@ -8,18 +8,20 @@ that training goes on anywhere without reading what came before.
 from __future__ import annotations
 
 from collections.abc import Iterator
+import io
 import json
 from pathlib import Path
-import struct
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import manifest, paths
 from instructretro_jax.pipeline.atomic import atomic
 
 SPLIT = 'train'
+_INFO = seqio.get_cached_info_path('', SPLIT)
+_STATS = seqio.get_cached_stats_path('', SPLIT)
 _FRAME, _HEADER = 16, 12  # bytes that TFRecord adds to a record, and of them those before it
 
 
@@ -39,7 +41,9 @@ def write_shard(
         record = seqio.dict_to_tfexample(storable).SerializeToString(deterministic=True)
         writer.write(record)
         offsets.append(offsets[-1] + len(record) + _FRAME)
-    np.save(_offsets_path(folder, shard), np.asarray(offsets[:-1], np.int64))
+    content = io.BytesIO()
+    np.save(content, np.asarray(offsets[:-1], np.int64))
+    manifest.write_bytes(_offsets_path(folder, shard), content.getvalue())
 
 
 def finish(
@@ -52,9 +56,9 @@ def finish(
   """
   features = {n: {'shape': a.shape, 'dtype': a.dtype.name} for n, a in example.items()}
   info = {'num_shards': num_shards, 'features': features, 'seqio_version': seqio.__version__}
-  write = lambda path, value: manifest.write_text(Path(path), json.dumps(value, indent=1) + '\n')
-  write(seqio.get_cached_info_path(folder, SPLIT), info)
-  write(seqio.get_cached_stats_path(folder, SPLIT), {'examples': num_examples})
+  write = lambda name, value: manifest.write_text(folder / name, json.dumps(value, indent=1) + '\n')
+  write(_INFO, info)
+  write(_STATS, {'examples': num_examples})
   manifest.write_text(folder / 'COMPLETED', '')
 
 
@@ -74,8 +78,8 @@ class CachedExamples:
   """An example source (see examples/sequences.py) that reads them from files."""
 
   def __init__(self, folder: Path, data_seed: int):
-    info = json.loads(Path(seqio.get_cached_info_path(folder, SPLIT)).read_text())
-    stats = json.loads(Path(seqio.get_cached_stats_path(folder, SPLIT)).read_text())
+    info = json.loads((folder / _INFO).read_text())
+    stats = json.loads((folder / _STATS).read_text())
     self._folder, self._seed, self._num = folder, data_seed, stats['examples']
     self._dtypes = {name: feature['dtype'] for name, feature in info['features'].items()}
     stored = lambda dtype: tf.float32 if dtype == 'float32' else tf.int64
@@ -85,7 +89,8 @@ class CachedExamples:
     }
     shards = range(info['num_shards'])
     self._paths = [_shard_path(folder, n, len(shards)) for n in shards]
-    self._offsets = [np.load(_offsets_path(folder, n)) for n in shards]
+    self._ends = [path.stat().st_size for path in self._paths]
+    self._offsets = [np.load(io.BytesIO(_offsets_path(folder, n).read_bytes())) for n in shards]
     self._first = np.cumsum([0, *map(len, self._offsets)])  # position at which a shard begins
 
   def __len__(self) -> int:
@@ -112,15 +117,15 @@ class CachedExamples:
 
   def _record(self, position: int) -> bytes:
     shard = int(np.searchsorted(self._first, position, side='right')) - 1
-    with self._paths[shard].open('rb') as file:
-      file.seek(int(self._offsets[shard][position - self._first[shard]]))
-      (length,) = struct.unpack('<Qxxxx', file.read(_HEADER))  # and its checksum, which is skipped
-      return file.read(length)
+    offsets, number = self._offsets[shard], position - self._first[shard]
+    end = offsets[number + 1] if number + 1 < len(offsets) else self._ends[shard]
+    start = int(offsets[number])
+    return paths.read_range(self._paths[shard], start + _HEADER, int(end) - (_FRAME - _HEADER))
 
 
 def _shard_path(folder: Path, shard: int, num_shards: int) -> Path:
-  prefix = Path(seqio.get_cached_tfrecord_prefix(folder, SPLIT))
-  return prefix.with_name(f'{prefix.name}-{shard:05d}-of-{num_shards:05d}')
+  prefix = seqio.get_cached_tfrecord_prefix('', SPLIT)
+  return folder / f'{prefix}-{shard:05d}-of-{num_shards:05d}'
 
 
 def _offsets_path(folder: Path, shard: int) -> Path:

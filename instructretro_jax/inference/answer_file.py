@@ -10,9 +10,11 @@ from pathlib import Path
 import sys
 from typing import IO, Any
 
+from instructretro_jax.pipeline.growing import GrowingFiles
 from instructretro_jax.pipeline.manifest import StageError
 
 _KEY = 'request'  # under which a line says what it answers
+_COPY_SECS = 30.0  # from one copy to a store to the next
 
 
 class AnswerFile:
@@ -30,9 +32,10 @@ class AnswerFile:
     num_done: int = 0,
     num_errors: int = 0,
     end: int | None = None,
+    files: GrowingFiles | None = None,
   ):
-    """Goes on at the byte `end` of a file; None: of what is no file."""
-    self._file, self._digests, self._end = file, digests, end
+    """Goes on at the byte `end` of a file, one of `files`; None: of what is no file."""
+    self._file, self._digests, self._end, self._files = file, digests, end, files
     self.num_done, self.num_errors = num_done, num_errors
 
   def write(self, row: dict[str, Any]) -> None:
@@ -52,6 +55,8 @@ class AnswerFile:
       self._end += len(content)
     self.num_done += 1
     self.num_errors += 'error' in row
+    if self._files is not None:
+      self._files.push(_COPY_SECS)
 
 
 @contextlib.contextmanager
@@ -66,10 +71,13 @@ def open_answers(path: Path | None, digests: Sequence[str]) -> Iterator[AnswerFi
     return
   if path.is_dir():
     raise StageError(f'{path} is a folder: name a file in --out')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  # no buffer, which would be written again when the file is closed behind an error
-  with path.open('ab', buffering=0) as file:
-    if not path.is_file():  # a device or a pipe has nothing to go on from
+  with (
+    contextlib.closing(GrowingFiles(path.parent, goes_on=(path.name,))) as files,
+    # no buffer, which would be written again when the file is closed behind an error
+    (files.here / path.name).open('ab', buffering=0) as file,
+  ):
+    here = files.here / path.name
+    if not here.is_file():  # a device or a pipe has nothing to go on from
       yield AnswerFile(file, digests)
       return
     try:
@@ -77,7 +85,7 @@ def open_answers(path: Path | None, digests: Sequence[str]) -> Iterator[AnswerFi
     except BlockingIOError as error:
       raise StageError(f'{path} is being written by another run: wait for its end') from error
     num_done = num_errors = end = 0
-    for line in path.read_bytes().splitlines(keepends=True):
+    for line in here.read_bytes().splitlines(keepends=True):
       if not line.endswith(b'\n'):
         break
       row = _row(line, path, num_done + 1)
@@ -88,7 +96,7 @@ def open_answers(path: Path | None, digests: Sequence[str]) -> Iterator[AnswerFi
         )
       num_done, num_errors, end = num_done + 1, num_errors + ('error' in row), end + len(line)
     file.truncate(end)
-    yield AnswerFile(file, digests, num_done, num_errors, end)
+    yield AnswerFile(file, digests, num_done, num_errors, end, files)
 
 
 def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:

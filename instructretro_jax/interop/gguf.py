@@ -18,6 +18,7 @@ from instructretro_jax.interop import architectures, gguf_rope, tensor_table
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.rotary_scaling import RotaryScaling
 from instructretro_jax.pipeline import foreign
+from instructretro_jax.pipeline.local_copy import local
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.text.model_names import Names
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams, read_all
@@ -239,7 +240,7 @@ def _opened(path: Path) -> gguf.GGUFReader:
     if file.read(4) != b'GGUF':
       raise StageError(f'{path} is no GGUF file: it does not begin with GGUF')
   try:
-    return gguf.GGUFReader(path)
+    return gguf.GGUFReader(local(path))
   except Exception as error:  # of many kinds, for numbers that were cut off
     raise StageError(f'{path} is no whole GGUF file: fetch it again ({error})') from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 import json
 from pathlib import Path
-import shutil
 from typing import Any
 
 from flax import traverse_util
@@ -123,7 +122,7 @@ def save(
       manifest.write_text(partial / INDEX_FILE, json.dumps(index, indent=1))
     manifest.write_text(partial / CONFIG_FILE, json.dumps(content, indent=1))
     if tokenizer is not None:
-      shutil.copyfile(tokenizer, partial / TOKENIZER_FILE)
+      manifest.write_bytes(partial / TOKENIZER_FILE, tokenizer.read_bytes())
       settings = _tokenizer_config(vocab, chat_template)
       manifest.write_text(partial / TOKENIZER_CONFIG_FILE, json.dumps(settings))
     if vocab is not None and len(vocab.end_ids) > 1:

@@ -15,7 +15,9 @@ import numpy as np
 from instructretro_jax.interop import torch_pickle
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.pipeline import foreign
+from instructretro_jax.pipeline.local_copy import local
 from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.pipeline.paths import to_path
 
 TRACKER = 'latest_checkpointed_iteration.txt'
 _SHARD = re.compile(r'mp_rank_(\d+)(?:_(\d+))?')
@@ -38,7 +40,7 @@ def read(source: str | Path | Mapping[str, Any]) -> Checkpoint:
   if isinstance(source, Mapping):
     args = source.get('args')
     return Checkpoint('the state dict', [_canonical(source.get('model', source))], args)
-  path = Path(source)
+  path = local(to_path(source))
   if not path.exists():
     raise StageError(f'{path} does not exist')
   if path.suffix == '.npz':

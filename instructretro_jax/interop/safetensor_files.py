@@ -11,6 +11,7 @@ import safetensors
 
 from instructretro_jax.interop import tensor_table
 from instructretro_jax.pipeline import foreign
+from instructretro_jax.pipeline.local_copy import local
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.train.lazy_params import LazyArray
 
@@ -90,7 +91,7 @@ def _open(folder: Path, names: Sequence[str]) -> dict[str, LazyArray]:
   for name in names:
     foreign.check(folder / name)
     try:
-      file = safetensors.safe_open(folder / name, framework='numpy')
+      file = safetensors.safe_open(local(folder / name), framework='numpy')
     except safetensors.SafetensorError as error:
       raise StageError(f'{folder / name} is damaged: {error}') from error
     for key in file.keys():  # noqa: SIM118 (no mapping)

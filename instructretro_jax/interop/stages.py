@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-import shutil
 import tempfile
 from typing import Any, ClassVar
 
@@ -14,10 +13,11 @@ from instructretro_jax.examples.tasks import InstructionTuning
 from instructretro_jax.interop import huggingface, safetensor_files
 from instructretro_jax.model.config import RetroConfig, decoder_differences, retrieval_differences
 from instructretro_jax.model.param_groups import has_retrieval
-from instructretro_jax.pipeline import configuration, foreign, manifest, stage
+from instructretro_jax.pipeline import configuration, foreign, manifest, paths, stage
 from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.pipeline.paths import to_path
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.questions.formats import ChatFormat
 from instructretro_jax.questions.prompts import format_of
@@ -80,7 +80,7 @@ class ImportWeights(Stage):
 
   def input_files(self) -> tuple[Path, ...]:
     """All files of the source, and the tokenizer given."""
-    path = Path(self.source).expanduser()
+    path = to_path(self.source)
     of_source = [path] if path.is_file() else sorted(path.rglob('*')) if path.is_dir() else []
     return (*of_source, *_tokenizer_files(self.source, self.tokenizer))
 
@@ -99,7 +99,7 @@ class ImportWeights(Stage):
     _check_room(vocab, config.decoder.vocab_size, self.source)
     record = {'vocabulary': vocabulary.fingerprint(vocab)}
     # of a killed import
-    hosts.on_main(lambda: shutil.rmtree(folder / 'checkpoints', ignore_errors=True))
+    hosts.on_main(lambda: paths.remove(folder / 'checkpoints'))
     write_checkpoint(folder, config, params, record)
     return {
       'format': kind,
@@ -113,7 +113,7 @@ def locate(source: str) -> tuple[str, Path]:
   """Format and path of a source. Raises StageError if it is none that can be read."""
   if source == SMOLLM2:
     return 'gguf', packages.extracted(packages.SMOLLM2, _SMOLLM2_MEMBER)
-  path = Path(source).expanduser()
+  path = to_path(source)
   if not path.exists():
     raise StageError(f'{source} does not exist; give a path, or {SMOLLM2}')
   if path.suffix == '.gguf':
@@ -130,8 +130,8 @@ def locate(source: str) -> tuple[str, Path]:
 
 
 def _tokenizer_files(source: str, tokenizer: str | None) -> tuple[Path, ...]:
-  path = Path(source).expanduser()
-  given = [] if tokenizer is None else [Path(tokenizer).expanduser()]
+  path = to_path(source)
+  given = [] if tokenizer is None else [to_path(tokenizer)]
   own = (path / name for name in (huggingface.TOKENIZER_FILE, huggingface.SENTENCEPIECE_FILE))
   return (*given, *own, *model_names.files(path)) if path.is_dir() else (*given, path)
 
@@ -159,7 +159,7 @@ def _take_vocabulary(
   Raises StageError, naming the file that was given, if it is none or lacks the end token.
   """
   if tokenizer is not None:
-    given = Path(tokenizer).expanduser()
+    given = to_path(tokenizer)
     if not given.is_file():
       raise StageError(f'no tokenizer file at {given}')
   elif kind == 'gguf':
@@ -197,11 +197,12 @@ def import_alone(
 
   Raises StageError if something is there already.
   """
-  out = out.expanduser()
+  out = to_path(out)
   huggingface.check_free(out)
   member = ImportWeights(name=out.name, source=source, tokenizer=tokenizer, eos_token=eos_token)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=out.parent) as root, atomic(out) as partial:
+  paths.make_folder(out.parent)
+  beside = None if paths.is_remote(out) else out.parent
+  with tempfile.TemporaryDirectory(dir=beside) as root, atomic(out) as partial:
     folder = Path(root) / out.name
     try:
       made = stage.run(member, Path(root))
@@ -216,7 +217,7 @@ def export(checkpoint: Path, out: Path, kind: str, tokenizer: Path | None = None
 
   Raises StageError, before anything is written, if the format cannot express the model.
   """
-  out = out.expanduser()
+  out = to_path(out)
   huggingface.check_free(out)
   opened = Checkpoint(checkpoint)
   config, params = opened.config, opened.read()

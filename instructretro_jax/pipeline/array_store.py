@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-from instructretro_jax.pipeline.atomic import atomic
+from instructretro_jax.pipeline import paths
+from instructretro_jax.pipeline.atomic import atomic, is_whole
 from instructretro_jax.pipeline.manifest import StageError, is_finished, read_manifest
 
 _ROWS_PER_FILE = 1 << 16
@@ -22,8 +25,9 @@ def write_shard(folder: Path, name: str, shard: int, array: np.ndarray) -> None:
 
   A shard that is there already is kept: a stage gives the same rows each time.
   """
+  paths.make_folder(folder)
   path = _shard_path(folder, name, shard)
-  if path.exists():
+  if is_whole(path):
     return
   row_shape = array.shape[1:]
   codecs = [
@@ -42,7 +46,7 @@ def write_shard(folder: Path, name: str, shard: int, array: np.ndarray) -> None:
     },
   }
   with atomic(path) as partial:
-    spec['kvstore'] = {'driver': 'file', 'path': str(partial)}
+    spec['kvstore'] = kvstore(partial)
     store = ts.open(spec, create=True, delete_existing=True).result()
     if array.size:
       store.write(array).result()
@@ -56,7 +60,23 @@ def _rows_per_block(array: np.ndarray) -> int:
 
 def has_shard(folder: Path, name: str, shard: int) -> bool:
   """Whether the shard was written whole."""
-  return _shard_path(folder, name, shard).exists()
+  return is_whole(_shard_path(folder, name, shard))
+
+
+def kvstore(path: Path) -> dict[str, Any]:
+  """How TensorStore is told of a path; of addresses it takes s3:// for that of Amazon alone."""
+  if not paths.is_remote(path):
+    return {'driver': 'file', 'path': str(path)}
+  bucket, key = paths.bucket_and_key(path)
+  if str(path).startswith('gs://'):
+    return {'driver': 'gcs', 'bucket': bucket, 'path': f'{key}/'}
+  spec = {'driver': 's3', 'bucket': bucket, 'path': f'{key}/'}
+  if 'AWS_ACCESS_KEY_ID' in os.environ:
+    spec['aws_credentials'] = {'type': 'environment'}  # else it looks for files, and notes them
+  if endpoint := os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL'):
+    region = os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION')
+    spec |= {'endpoint': endpoint, 'aws_region': region or 'us-east-1'}
+  return spec
 
 
 class StoredArray:
@@ -66,7 +86,7 @@ class StoredArray:
   """
 
   def __init__(self, folder: Path, name: str):
-    shards = [_open(str(path)) for path in _shard_paths(folder, name)]
+    shards = [_open(path) for path in _shard_paths(folder, name)]
     self.shard_lens = tuple(int(shard.shape[0]) for shard in shards)
     self._store = ts.concat(shards, axis=0) if len(shards) > 1 else shards[0]
 
@@ -105,9 +125,9 @@ def _context() -> ts.Context:
   return ts.Context({'cache_pool': {'total_bytes_limit': _CACHE_BYTES}})
 
 
-def _open(path: str) -> ts.TensorStore:
+def _open(path: Path) -> ts.TensorStore:
   # any format that TensorStore recognises
-  spec = {'driver': 'auto', 'kvstore': {'driver': 'file', 'path': path}}
+  spec = {'driver': 'auto', 'kvstore': kvstore(path)}
   return ts.open(
     spec, open=True, read=True, context=_context(), recheck_cached_data='open'
   ).result()
@@ -138,5 +158,4 @@ def _shard_of(part: str, name: str) -> int:
 
 
 def _shard_path(folder: Path, name: str, shard: int) -> Path:
-  folder.mkdir(parents=True, exist_ok=True)
   return folder / f'{name}-{shard:05d}.zarr'

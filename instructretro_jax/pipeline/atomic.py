@@ -9,7 +9,11 @@ import os
 from pathlib import Path
 import secrets
 import shutil
+import tempfile
 
+from instructretro_jax.pipeline import paths
+
+WHOLE = '.whole'  # after the name of a folder of a store: an object that is written last
 _SUFFIX = '.partial'
 
 
@@ -19,10 +23,16 @@ def atomic(path: Path) -> Iterator[Path]:
 
   The name is one that no other process uses. What is written is on the disk before it takes its
   name, so a machine that loses power leaves no empty file. A block that fails leaves nothing; what
-  a kill leaves is removed by `remove_partial`. The folder around it is made.
+  a kill leaves is removed by `remove_partial`. The folder around it is made. What goes to a store
+  is written to this machine first. Of a folder there, files appear one by one: see `is_whole`.
 
   Raises OSError that names `path`, also for a full disk that a library reports in its own way.
   """
+  if paths.is_remote(path):
+    with tempfile.TemporaryDirectory(prefix='instructretro_') as folder:
+      yield Path(folder) / path.name
+      upload(Path(folder) / path.name, path)
+    return
   partial = _partial(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   try:
@@ -39,6 +49,25 @@ def atomic(path: Path) -> Iterator[Path]:
   _to_disk(path.parent, and_below=False)
 
 
+def is_whole(path: Path) -> bool:
+  """Whether there is a file, or a folder that `atomic` has written to its end."""
+  if not paths.is_remote(path):
+    return path.exists()
+  return path.with_name(f'{path.name}{WHOLE}').exists() or path.is_file()
+
+
+def upload(source: Path, path: Path) -> None:
+  """Copies a file, or a folder and then the object that says it is whole, to a store."""
+  store, name = paths.store(path), paths.store_name(path)
+  if source.is_file():
+    store.put_file(str(source), name)
+    return
+  paths.remove(path.with_name(f'{path.name}{WHOLE}'))
+  for file in paths.files_below(source):
+    store.put_file(str(source / file), f'{name}/{file}')
+  store.pipe_file(f'{name}{WHOLE}', b'')
+
+
 def is_of_full_disk(error: BaseException) -> bool:
   """Whether a disk without room is what an error is about, whoever raised it."""
   return isinstance(error, Exception) and os.strerror(errno.ENOSPC) in str(error)
@@ -46,6 +75,11 @@ def is_of_full_disk(error: BaseException) -> bool:
 
 def check_place(path: Path) -> None:
   """Raises OSError if no file can be written at `path`: before work that is to end with one."""
+  if paths.is_remote(path):
+    trial = _partial(path)
+    paths.store(path).pipe_file(paths.store_name(trial), b'')
+    paths.remove(trial)
+    return
   if path.is_dir():
     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +93,8 @@ def check_place(path: Path) -> None:
 
 def remove_partial(folder: Path) -> None:
   """Removes what killed processes have left below a folder that no other process writes to."""
+  if paths.is_remote(folder):
+    return
   for partial in sorted(folder.rglob(f'*{_SUFFIX}')):
     _remove(partial)
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instructretro_jax.pipeline import caches, manifest
+from instructretro_jax.pipeline import caches, manifest, paths
 from instructretro_jax.pipeline.notes import note
 
 _KEY = 'file '  # before a path, among the inputs of a plan
@@ -28,7 +28,7 @@ def input_hashes(configured: Any, recorded: Mapping[str, str]) -> dict[str, str]
   gone = {
     key: value
     for key, value in recorded.items()
-    if key.startswith(_KEY) and not Path(key.removeprefix(_KEY)).exists()
+    if key.startswith(_KEY) and not paths.to_path(key.removeprefix(_KEY)).exists()
   }
   return gone | found
 
@@ -45,9 +45,8 @@ def refuse_changed(configured: Any, recorded: Mapping[str, str], folder: Path) -
 
 def content_sha256(path: Path) -> str:
   """The sha256 of a file, read anew only if its size or its time of change is another."""
-  status = path.stat()
-  about = [status.st_size, status.st_mtime_ns]
-  key = hashlib.sha256(str(path.resolve()).encode('utf-8', 'surrogateescape')).hexdigest()
+  about = paths.version_of(path)
+  key = hashlib.sha256(str(paths.resolved(path)).encode('utf-8', 'surrogateescape')).hexdigest()
   kept = caches.cache_folder() / 'content' / f'{key}.json'
   try:
     *before, sha256 = json.loads(kept.read_text())

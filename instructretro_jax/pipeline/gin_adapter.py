@@ -12,6 +12,7 @@ from typing import TextIO, TypeVar
 import gin
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.fields import wrong_fields
+from instructretro_jax.pipeline.paths import is_remote, to_path
 
 T = TypeVar('T')
 
@@ -110,7 +111,9 @@ def _override(binding: str) -> None:
 def _find(name: str) -> Path:
   """The first file of that name in the folders searched. Raises StageError if there is none."""
   folders = [Path(), *_GIVEN.get(), SHIPPED]
-  path = Path(name).expanduser()
+  path = to_path(name)
+  if is_remote(path):
+    folders = [path.parent]
   for folder in folders:
     if (folder / path).is_file():
       return folder / path

@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instructretro_jax.pipeline.atomic import atomic
+from instructretro_jax.pipeline import paths
+from instructretro_jax.pipeline.atomic import WHOLE, atomic
 
 MANIFEST = 'manifest.json'
 _PLAN = 'plan.json'
@@ -82,6 +83,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
   """Writes a file that appears whole or not at all."""
+  if paths.is_remote(path):
+    paths.store(path).pipe_file(paths.store_name(path), content)
+    return
   with atomic(path) as partial:
     partial.write_bytes(content)
 
@@ -143,30 +147,47 @@ def check_plan(
   if not _is_same(folder, there, plan, extends):
     return False
   manifest = read_manifest(folder)
+  sizes = paths.files_below(folder)
   for name, entry in manifest.files.items():
-    path = folder / name
-    if not path.exists() or path.stat().st_size != entry['bytes']:
-      raise StageError(f'{path} is missing or cut short: rebuild with --rebuild={folder.name}')
+    if sizes.get(name) != entry['bytes']:
+      where = f'{folder / name} is missing or cut short'
+      raise StageError(f'{where}: rebuild with --rebuild={folder.name}')
   return True
 
 
 def begin(folder: Path, plan: Plan) -> None:
   """Marks a folder as being filled according to `plan`, and as no longer finished."""
   write_text(folder / _PLAN, _canonical(dataclasses.asdict(plan)))
-  (folder / MANIFEST).unlink(missing_ok=True)
+  paths.remove(folder / MANIFEST)
 
 
 def commit(folder: Path, plan: Plan, counts: Mapping[str, Any], unlisted: frozenset[str]) -> None:
   """Ends a stage: checksums every file but those below `unlisted` names, writes the manifest."""
   files = {}
-  for path in sorted(folder.rglob('*')):
-    relative = path.relative_to(folder)
-    if path.is_file() and relative.parts[0] not in unlisted and path.name not in (MANIFEST, _PLAN):
-      files[str(relative)] = {'bytes': path.stat().st_size, 'sha256': file_sha256(path)}
+  for name, size in paths.files_below(folder).items():
+    path = folder / name
+    is_own = path.name in (MANIFEST, _PLAN) or path.suffix == WHOLE
+    if Path(name).parts[0] not in unlisted and not is_own:
+      files[name] = {'bytes': size, 'sha256': file_sha256(path)}
   versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
   manifest = Manifest(plan, counts, files, versions)
-  write_text(folder / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True))
-  (folder / _PLAN).unlink(missing_ok=True)
+  content = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True)
+  _write_once(folder / MANIFEST, content.encode())
+  paths.remove(folder / _PLAN)
+
+
+def _write_once(path: Path, content: bytes) -> None:
+  """Writes a file that nobody else has written. Raises StageError if a store says one has."""
+  if not paths.is_remote(path):
+    write_bytes(path, content)
+    return
+  try:
+    paths.store(path).pipe_file(paths.store_name(path), content, mode='create')
+  except FileExistsError as error:
+    if path.read_bytes() != content:  # not the answer to a first try that was lost
+      raise StageError(
+        f'{path.parent} was finished by another run meanwhile: start again'
+      ) from error
 
 
 def check_count(folder: Path, what: str, found: int, expected: int) -> None:

@@ -26,6 +26,7 @@ def quieten() -> None:
   import absl.logging  # noqa: F401  it makes the logger 'absl', of a class of its own
 
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # errors only: not its notes on the CPU
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # tracebacks of what it tries again
   for name in _POINTLESS:
     logging.getLogger(None if name == 'root' else name).addFilter(_says_something)
   warnings.formatwarning = lambda message, category, filename, line_number, line=None: (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import filelock
 
+from instructretro_jax.pipeline import paths, store_lock
 from instructretro_jax.pipeline.manifest import StageError
 
 LOCK = 'run.lock'
@@ -24,6 +25,10 @@ def held(root: Path) -> Iterator[None]:
 
   Raises StageError, which names the holder, if another process holds it.
   """
+  if paths.is_remote(root):
+    with store_lock.held(root / LOCK):
+      yield
+    return
   root.mkdir(parents=True, exist_ok=True)
   path = root.resolve() / LOCK
   lock = filelock.SoftFileLock(path, timeout=_WAIT_SECS, is_singleton=True, thread_local=False)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import os
 from pathlib import Path
 
-from instructretro_jax.pipeline import configuration
+from instructretro_jax.pipeline import configuration, paths
 from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.stage import Stage
@@ -48,7 +48,7 @@ def link(names: Sequence[str], shared: Path, root: Path) -> None:
   A folder that is there already is left for the checks of a run. A link is there or not: no more
   is needed for it to be whole.
   """
-  root.mkdir(parents=True, exist_ok=True)
+  paths.make_folder(root)
   for name in names:
     if not os.path.lexists(root / name):
       (root / name).symlink_to(os.path.relpath(shared / name, root))

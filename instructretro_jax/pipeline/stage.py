@@ -7,10 +7,9 @@ import contextlib
 import dataclasses
 import inspect
 from pathlib import Path
-import shutil
 from typing import Any, ClassVar
 
-from instructretro_jax.pipeline import configuration, manifest, root_lock
+from instructretro_jax.pipeline import configuration, manifest, paths, root_lock
 from instructretro_jax.pipeline.atomic import is_of_full_disk, remove_partial
 from instructretro_jax.pipeline.content import input_hashes
 from instructretro_jax.pipeline.hosts import ONE, Hosts
@@ -128,7 +127,7 @@ def _build(stage: Stage, root: Path, folder: Path) -> dict[str, Any]:
 def refuse_linked(stage: Stage, root: Path) -> None:
   """Raises StageError if the folder of a stage is a link: others read it, nothing is made there."""
   folder = root / stage.name
-  if folder.is_symlink():
+  if paths.is_link(folder):
     raise manifest.StageError(
       f'{folder} is a link to {folder.readlink()}, which other runs read too: it is not made anew '
       f'from here; delete the link to give {root} a {stage.name} of its own'
@@ -138,5 +137,5 @@ def refuse_linked(stage: Stage, root: Path) -> None:
 def discard(stage: Stage, root: Path) -> None:
   """Deletes what a stage wrote. Raises StageError for a link to what others read."""
   refuse_linked(stage, root)
-  if (root / stage.name).exists():
-    shutil.rmtree(root / stage.name)
+  paths.remove(root / stage.name / manifest.MANIFEST)  # first: then nothing is trusted
+  paths.remove(root / stage.name)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from instructretro_jax.pipeline import foreign, manifest
+from instructretro_jax.pipeline.paths import is_remote
 from instructretro_jax.report.categories import CATEGORIES, KINDS, RUNS
 from instructretro_jax.report.tables import (
   Cell,
@@ -59,11 +60,11 @@ def compare(
 
 def _distinct_names(roots: Sequence[Path]) -> list[str]:
   """The paths below the last folder that all runs are in. Raises StageError for one given twice."""
-  whole = [Path(os.path.abspath(root)) for root in roots]
+  whole = [PurePosixPath(str(root) if is_remote(root) else os.path.abspath(root)) for root in roots]
   if twice := [str(root) for n, root in enumerate(roots) if whole[n] in whole[:n]]:
     raise manifest.StageError(f'{twice[0]} is given twice: the spread of runs would be too small')
-  common = os.path.commonpath([root.parent for root in whole])
-  return [root.relative_to(common).as_posix() for root in whole]
+  common = os.path.commonpath([PurePosixPath('/', root.parent) for root in whole])
+  return [PurePosixPath('/', root).relative_to(common).as_posix() for root in whole]
 
 
 def _settings(root: Path, stage: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import manifest, paths
 from instructretro_jax.pipeline.array_store import StoredArray, has_shard, write_shard
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
@@ -43,7 +43,7 @@ class Embeddings(Stage):
     stores = {split: ChunkStore(root / self.chunks, split) for split in SPLITS}
     database = stores['train']
     database_texts = itertools.chain.from_iterable(_texts(database, vocab, 0, len(database)))
-    folder.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(folder)
     self.embedder.fit(database_texts, folder)
     embed = self.embedder.load(folder)
     counts = {}

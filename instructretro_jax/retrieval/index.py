@@ -8,6 +8,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from instructretro_jax.pipeline.local_copy import local
 from instructretro_jax.pipeline.progress import Bar
 
 _VECTORS_FILE = 'vectors.npy'
@@ -106,7 +107,7 @@ class ExactIndex:
   @classmethod
   def load(cls, folder: Path) -> ExactIndex:
     """The index that `save` wrote."""
-    return cls(np.load(folder / _VECTORS_FILE, mmap_mode='r'))
+    return cls(np.load(local(folder / _VECTORS_FILE), mmap_mode='r'))
 
 
 def best_of(

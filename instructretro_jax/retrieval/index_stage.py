@@ -12,7 +12,7 @@ import numpy as np
 
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.array_store import StoredArray
-from instructretro_jax.pipeline.atomic import atomic
+from instructretro_jax.pipeline.atomic import atomic, is_whole
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.retrieval.index import ExactIndex, Index, ShardedIndex, search_shards
@@ -54,7 +54,7 @@ class BuildIndex(Stage):
     ends = [int(end) for end in np.linspace(0, len(vectors), self.shards + 1)]
     ranges = list(itertools.pairwise(ends))
     for shard, (low, high) in enumerate(Bar(ranges, desc=self.name, unit='shard')):
-      if not (folder / f'{shard:05d}').exists():
+      if not is_whole(folder / f'{shard:05d}'):
         with atomic(folder / f'{shard:05d}') as partial:
           _index_class(kind).build(vectors[low:high]).save(partial)
     manifest.write_text(folder / _INDEX_FILE, json.dumps({'kind': kind, 'first_ids': ends[:-1]}))

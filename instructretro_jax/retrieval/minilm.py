@@ -21,6 +21,7 @@ import tokenizers
 
 from instructretro_jax.array_types import Array, Params
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.paths import to_path
 from instructretro_jax.retrieval.embedder import EmbedTexts, normalize
 from instructretro_jax.text import packages
 
@@ -93,12 +94,12 @@ def read_checkpoint(path: str | None = None) -> Checkpoint:
   if path is None:
     with packages.opened(packages.MINILM) as archive:
       return _read(zipfile.Path(archive, f'{_PACKAGED}/'))
-  return _read(Path(path).expanduser())
+  return _read(to_path(path))
 
 
 def checkpoint_files(path: str | None) -> tuple[Path, ...]:
   """The files of a BERT checkpoint that are read; none of the packaged one."""
-  return () if path is None else tuple(Path(path).expanduser() / name for name in _FILES)
+  return () if path is None else tuple(to_path(path) / name for name in _FILES)
 
 
 def _read(folder: Path | zipfile.Path) -> Checkpoint:

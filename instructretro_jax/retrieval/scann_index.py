@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import scann
 
+from instructretro_jax.pipeline.local_copy import local
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.pipeline.quiet import without_native_notes
@@ -102,4 +103,4 @@ class ScannIndex:
   @classmethod
   def load(cls, folder: Path) -> ScannIndex:
     """The index that `save` wrote."""
-    return cls(scann.scann_ops_pybind.load_searcher(str(folder)))
+    return cls(scann.scann_ops_pybind.load_searcher(str(local(folder))))

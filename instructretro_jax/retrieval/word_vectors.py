@@ -68,7 +68,7 @@ class WordVectors:
     """The function that embeds, with the idf of the database."""
     checkpoint = read_checkpoint(self.path)
     table_VS = np.asarray(checkpoint.tensors['embeddings.word_embeddings.weight'], np.float32)
-    idf_V = np.load(folder / IDF_FILE)
+    idf_V = np.load(io.BytesIO((folder / IDF_FILE).read_bytes()))
     weighted_VS = (table_VS - table_VS.mean(axis=0)) * idf_V[:, None]
 
     def embed(texts: Sequence[str]) -> np.ndarray:

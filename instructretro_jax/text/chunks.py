@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -217,14 +218,15 @@ class ChunkStore:
   @functools.cached_property
   def _first_document(self) -> np.ndarray:
     """Number of the first document of each shard, [shards] int32."""
-    paths = [_table_path(self._folder, self._split, s) for s in range(self.num_shards)]
-    counts = [pq.read_metadata(path).num_rows for path in paths]
+    tables = [_table_path(self._folder, self._split, s) for s in range(self.num_shards)]
+    counts = [corpus.num_rows(path) for path in tables]
     return np.cumsum([0, *counts[:-1]], dtype=np.int32)
 
   @functools.cached_property
   def _tables(self) -> list[pa.Table]:
     shards = range(self.num_shards)
-    return [pq.read_table(_table_path(self._folder, self._split, s)) for s in shards]
+    files = [_table_path(self._folder, self._split, shard) for shard in shards]
+    return [pq.read_table(io.BytesIO(file.read_bytes())) for file in files]
 
 
 def chunk_text(store: ChunkStore, vocab: vocabulary.Vocabulary, chunk: int) -> str:

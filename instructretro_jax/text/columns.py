@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from instructretro_jax.pipeline.paths import is_remote
 from instructretro_jax.text.documents import Problems
 from instructretro_jax.text.files import BROKEN, report_broken
 
@@ -27,8 +28,12 @@ BatchesOf = Callable[[Path, str], tuple[pa.Schema, Iterator[pa.RecordBatch]]]
 
 def parquet_batches(path: Path, column: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
   """The schema of a Parquet file, and batches of the column."""
-  file = pq.ParquetFile(path)
+  file = pq.ParquetFile(_opened(path))
   return file.schema_arrow, file.iter_batches(_BATCH_ROWS, columns=[column])
+
+
+def _opened(path: Path) -> pa.NativeFile:
+  return pa.PythonFile(path.open('rb'), 'r') if is_remote(path) else pa.OSFile(str(path))
 
 
 def arrow_batches(path: Path, column: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -36,7 +41,7 @@ def arrow_batches(path: Path, column: str) -> tuple[pa.Schema, Iterator[pa.Recor
 
   It is read, not mapped into memory: that of a file cut short would end the process.
   """
-  file = pa.OSFile(str(path))
+  file = _opened(path)
   try:
     reader = pa.ipc.open_stream(file)
     return reader.schema, iter(reader)

@@ -9,13 +9,12 @@ import hashlib
 import itertools
 import json
 from pathlib import Path
-import shutil
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from instructretro_jax.pipeline import manifest, stage
+from instructretro_jax.pipeline import manifest, paths, stage
 from instructretro_jax.pipeline.atomic import atomic
 from instructretro_jax.pipeline.notes import note
 from instructretro_jax.pipeline.progress import Bar
@@ -65,26 +64,23 @@ class Corpus(stage.Stage):
     """
     del root
     problems = self._problems()
-    spool = folder / 'spool'
-    shutil.rmtree(spool, ignore_errors=True)
-    spool.mkdir(parents=True)
-    num_read, first_ranks = self._spool_by_shard(Spool(spool, self.num_shards), problems)
-    if skipped := problems.summary(num_read, 'documents'):
-      note(f'{self.name}: {skipped}, see manifest')
-    id_counts = collections.Counter(_id_hash(rank) for rank in first_ranks.values())
     kept = _Kept()
-    for shard in range(self.num_shards):
-      parts: dict[str, list[Document]] = {split: [] for split in SPLITS}
-      for rank, text_hash, document in self._distinct(spool / str(shard), first_ranks):
-        if id_counts[_id_hash(rank)] > 1:
-          document = dataclasses.replace(document, id=f'{document.id}#{text_hash.hex()[:12]}')
-          kept.num_renamed += 1
-        split = self._split_of(document)
-        parts[split].append(document)
-        kept.add(split, document)
-      for split, documents in parts.items():
-        _write_shard(_shard_path(folder, split, shard), documents)
-    shutil.rmtree(spool)
+    with paths.scratch(folder / 'spool') as spool:
+      num_read, first_ranks = self._spool_by_shard(Spool(spool, self.num_shards), problems)
+      if skipped := problems.summary(num_read, 'documents'):
+        note(f'{self.name}: {skipped}, see manifest')
+      id_counts = collections.Counter(_id_hash(rank) for rank in first_ranks.values())
+      for shard in range(self.num_shards):
+        parts: dict[str, list[Document]] = {split: [] for split in SPLITS}
+        for rank, text_hash, document in self._distinct(spool / str(shard), first_ranks):
+          if id_counts[_id_hash(rank)] > 1:
+            document = dataclasses.replace(document, id=f'{document.id}#{text_hash.hex()[:12]}')
+            kept.num_renamed += 1
+          split = self._split_of(document)
+          parts[split].append(document)
+          kept.add(split, document)
+        for split, documents in parts.items():
+          _write_shard(_shard_path(folder, split, shard), documents)
     try:
       manifest.check_count(folder, 'documents', kept.num_documents, len(first_ranks))
       kept.check_splits(num_read, self.heldout_fraction, problems)
@@ -155,8 +151,14 @@ def num_shards(folder: Path) -> int:
 
 def num_documents(folder: Path, split: str) -> int:
   """Documents of a split, as its files say."""
-  paths = [_shard_path(folder, split, shard) for shard in range(num_shards(folder))]
-  return sum(pq.read_metadata(path).num_rows for path in paths)
+  shards = range(num_shards(folder))
+  return sum(num_rows(_shard_path(folder, split, shard)) for shard in shards)
+
+
+def num_rows(path: Path) -> int:
+  """Rows of a Parquet file."""
+  with path.open('rb') as file:
+    return pq.read_metadata(file).num_rows
 
 
 def read_documents(folder: Path, split: str, shard: int) -> Iterator[Document]:
@@ -169,7 +171,7 @@ def read_documents(folder: Path, split: str, shard: int) -> Iterator[Document]:
     raise manifest.StageError(
       f'{path} does not exist: splits are {SPLITS}, shards 0 to {num_shards(folder) - 1}'
     )
-  with pq.ParquetFile(path) as file:
+  with path.open('rb') as opened, pq.ParquetFile(opened) as file:
     for batch in file.iter_batches(_BATCH_ROWS):
       for row in batch.to_pylist():
         yield Document(**row)

@@ -7,12 +7,13 @@ import glob
 import gzip
 import io
 from pathlib import Path
+import re
 from typing import IO
 import zlib
 
 import zstandard
 
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import manifest, paths
 from instructretro_jax.text.documents import Problems
 
 Pattern = str | tuple[str, ...]  # a glob or several, `**` for any depth
@@ -31,12 +32,12 @@ def matching_files(pattern: Pattern) -> list[tuple[str, Path]]:
   """
   names: dict[Path, str] = {}
   for one in (pattern,) if isinstance(pattern, str) else pattern:
-    whole = Path(one).expanduser()
+    whole = paths.to_path(one)
     base = _folder_spelt_out(whole)
-    paths = [whole] if whole.is_file() else _matches(base, whole)
-    if not paths:
+    found = [whole] if whole.is_file() else _matches(base, whole)
+    if not found:
       raise manifest.StageError(f'no file matches {one!r}: correct the path, or quote the wildcard')
-    for path in paths:
+    for path in found:
       names.setdefault(path, path.relative_to(base).as_posix())
   return [(names[path], path) for path in sorted(names)]
 
@@ -51,7 +52,7 @@ def present_files(pattern: Pattern) -> tuple[Path, ...]:
 
 def _folder_spelt_out(whole: Path) -> Path:
   """The folder before the first part of a pattern that has to be matched."""
-  base = Path(whole.anchor)
+  base = [whole, *whole.parents][-1]
   for part in whole.parts[len(base.parts) : -1]:
     if glob.has_magic(part) and not (base / part).is_dir():
       break
@@ -61,6 +62,11 @@ def _folder_spelt_out(whole: Path) -> Path:
 
 def _matches(base: Path, whole: Path) -> list[Path]:
   rest = whole.relative_to(base)
+  if paths.is_remote(whole):
+    from fsspec.utils import glob_translate
+
+    is_wanted = re.compile(glob_translate(str(rest))).fullmatch
+    return [base / name for name in paths.files_below(base) if is_wanted(name)]
   found = glob.glob(str(Path(glob.escape(str(base))) / rest), recursive=True)
   return [path for path in map(Path, found) if path.is_file()]
 
@@ -76,13 +82,18 @@ def open_file(path: Path) -> IO[bytes]:
   """A file open for reading, with `peek`; names that end in .gz or .zst are unpacked."""
   packing = path.suffix.lower()
   if packing == '.gz':
-    return gzip.open(path)
+    return gzip.open(_opened(path))
   if packing == '.zst':
     reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
-      path.open('rb'), read_across_frames=True, closefd=True
+      _opened(path), read_across_frames=True, closefd=True
     )
     return io.BufferedReader(reader)
-  return path.open('rb')
+  return _opened(path)
+
+
+def _opened(path: Path) -> IO[bytes]:
+  file = path.open('rb')
+  return io.BufferedReader(file) if paths.is_remote(path) else file
 
 
 def report_broken(path: Path, error: Exception, problems: Problems) -> None:

@@ -15,6 +15,7 @@ import tokenizers
 
 from instructretro_jax.pipeline import foreign
 from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.pipeline.paths import to_path
 from instructretro_jax.text.sentencepiece_vocabulary import META_SYMBOL
 from instructretro_jax.text.tokens import Vocabulary
 
@@ -46,7 +47,7 @@ class HuggingFaceVocabulary(Vocabulary):
     start_token: str | None = None,
   ):
     self.source = path
-    content = foreign.read_json(Path(path))
+    content = foreign.read_json(to_path(path))
     whole = _opened(content, path)
     self._vocab: dict[str, int] = whole.get_vocab()
     known = [eos_token] if eos_token else [t for t in _EOS_TOKENS if t in self._vocab]

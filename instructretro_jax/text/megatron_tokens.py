@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from instructretro_jax.pipeline.local_copy import local
+from instructretro_jax.pipeline.paths import to_path
 from instructretro_jax.text import vocabulary
 from instructretro_jax.text.documents import Document, Problems
 from instructretro_jax.text.files import BROKEN, Pattern, named_files, report_broken
@@ -45,14 +47,14 @@ class MegatronTokens:
 
   def input_files(self) -> tuple[Path, ...]:
     """The tokenizer, which decides what the tokens say."""
-    return (Path(self.tokenizer).expanduser(),)
+    return (to_path(self.tokenizer),)
 
   def read(self, problems: Problems) -> Iterator[Document]:
     """Yields file by file, a document in memory at a time; control tokens are no text.
 
     Raises StageError if the pattern matches no file, or there is no such tokenizer.
     """
-    vocab = vocabulary.open_file(Path(self.tokenizer).expanduser())
+    vocab = vocabulary.open_file(to_path(self.tokenizer))
     for name, path in named_files(self.pattern, problems):
       try:
         yield from self._documents(name, path, vocab, problems)
@@ -65,7 +67,7 @@ class MegatronTokens:
     index, tokens_path = read_index(path), path.with_suffix('.bin')
     content = np.zeros(0, np.uint8)
     if tokens_path.stat().st_size:
-      content = np.memmap(tokens_path, np.uint8, 'r')
+      content = np.memmap(local(tokens_path), np.uint8, 'r')
     for number, (first, stop) in enumerate(zip(index.documents[:-1], index.documents[1:]), 1):
       place, ids = f'{path}:{number}', []
       num_tokens = int(index.lengths[first:stop].sum(dtype=np.int64))
@@ -99,7 +101,7 @@ def read_index(path: Path) -> TokenIndex:
   needed = start + 12 * num_sequences + 8 * num_documents
   if needed > path.stat().st_size:
     raise ValueError(f'it says that it has {needed} bytes, and has {path.stat().st_size}')
-  content = np.memmap(path, np.uint8, 'r')
+  content = np.memmap(local(path), np.uint8, 'r')
   parts, at = [], start
   for count, dtype in ((num_sequences, '<i4'), (num_sequences, '<i8'), (num_documents, '<i8')):
     size = count * np.dtype(dtype).itemsize

@@ -10,6 +10,7 @@ import sentencepiece
 
 from instructretro_jax.pipeline import foreign
 from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.pipeline.paths import to_path
 from instructretro_jax.text.tokens import Vocabulary
 
 META_SYMBOL = '\u2581'  # stands for a space inside SentencePiece
@@ -134,10 +135,11 @@ def spellings(path: Path) -> dict[int, str]:
 
 
 def _opened(path: str) -> sentencepiece.SentencePieceProcessor:
-  foreign.check(Path(path))
+  file = to_path(path)
+  foreign.check(file)
   opened = sentencepiece.SentencePieceProcessor()
   try:
-    opened.Load(path)
+    opened.LoadFromSerializedProto(file.read_bytes())
   except (OSError, RuntimeError) as error:
     what = ' '.join(str(error).split())
     raise StageError(f'{path} is no SentencePiece model: {what}') from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+import io
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ class TokenSizes:
     places, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for first, path in shards:
       if path.exists():
-        table = pq.read_table(path)
+        table = pq.read_table(io.BytesIO(path.read_bytes()))
         places.append(table['place'].to_numpy() + first * chunk_len)
         sizes.append(table['bytes'].to_numpy())
     return np.concatenate(places), np.concatenate(sizes)

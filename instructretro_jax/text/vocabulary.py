@@ -13,7 +13,8 @@ from typing import Any
 
 import sentencepiece
 
-from instructretro_jax.pipeline import foreign, manifest
+from instructretro_jax.pipeline import foreign, manifest, paths
+from instructretro_jax.pipeline.paths import to_path
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.text import (
   corpus,
@@ -96,12 +97,12 @@ class GivenVocabulary(Stage):
 
   def input_files(self) -> tuple[Path, ...]:
     """The file, and those beside it that say what its tokens are for."""
-    source = Path(self.path).expanduser()
+    source = to_path(self.path)
     return (source, *model_names.files(source.parent))
 
   def build(self, root: Path, folder: Path) -> dict[str, Any]:
     """Copies the file, and opens it once."""
-    source = Path(self.path).expanduser()
+    source = to_path(self.path)
     if not source.is_file():
       raise manifest.StageError(f'no vocabulary file at {source}')
     names = model_names.read(source.parent, spellings(source).get)
@@ -153,7 +154,7 @@ def write(folder: Path, file: str, content: bytes, names: Names, source: Path) -
   Raises StageError that names the source if that is no vocabulary.
   """
   for name in (HUGGING_FACE_FILE, SENTENCEPIECE_FILE, TEMPLATE_FILE, _SETTINGS_FILE):
-    (folder / name).unlink(missing_ok=True)  # of an attempt that failed
+    paths.remove(folder / name)  # of an attempt that failed
   manifest.write_bytes(folder / file, content)
   settings = dataclasses.asdict(names)
   template = settings.pop('chat_template')

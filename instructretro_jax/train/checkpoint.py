@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 import functools
 import json
 from pathlib import Path
-import shutil
 from typing import Any
 
+from etils import epath
 from flax import traverse_util
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -21,8 +21,9 @@ from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.layer_groups import locate, unstack_layers
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.retro import Retro
-from instructretro_jax.pipeline import configuration, manifest
+from instructretro_jax.pipeline import configuration, manifest, paths
 from instructretro_jax.pipeline.notes import note
+from instructretro_jax.train.checkpoint_place import Place, complete_steps, readable
 from instructretro_jax.train.keep import LOSS, Keep
 from instructretro_jax.train.state import abstract_params
 from instructretro_jax.train.step import TrainState
@@ -46,8 +47,8 @@ class Checkpoints:
       preservation_policy=keep.policy(),
       cleanup_tmp_directories=True,  # of a save that was killed
     )
-    self._folder = folder.absolute()
-    self._manager = ocp.CheckpointManager(self._folder, options=options)
+    self._folder, self._place = paths.absolute(folder), Place(folder)
+    self._manager = ocp.CheckpointManager(self._place.for_orbax, options=options)
 
   def latest_step(self) -> int | None:
     """The step of the latest checkpoint, None if there is none."""
@@ -65,9 +66,11 @@ class Checkpoints:
     )
     metrics = None if loss is None else {LOSS: loss}
     self._manager.save(int(state.step), args=arguments, metrics=metrics, force=True)
+    self._place.keep(self._manager.wait_until_finished)
 
   def wait(self) -> None:
-    """Returns when the last save is on disk."""
+    """Returns when the last save is on disk, or in its store."""
+    self._place.wait()
     self._manager.wait_until_finished()
 
   def restore(
@@ -111,15 +114,15 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> Path:
     target = self._folder.with_name('logs') / 'damaged' / str(step)
-    shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    (self._folder / str(step)).rename(target)
+    self._place.set_aside(step, target)
     self._manager.reload()
     return target
 
   def close(self) -> None:
-    """Returns when the last save is on disk."""
+    """Returns when the last save is on disk, or in its store."""
+    self._place.wait()
     self._manager.close()
+    self._place.close()
 
 
 def model_record(config: RetroConfig, execution: Execution) -> dict[str, Any]:
@@ -136,15 +139,15 @@ class Checkpoint:
   """
 
   def __init__(self, stage_folder: Path):
-    self._folder, self._state = stage_folder, _latest(stage_folder) / 'state'
+    self._folder, self._step = stage_folder, _latest(stage_folder)
 
   @functools.cached_property
   def record(self) -> dict[str, Any]:
     """What stands beside the state; see `Checkpoints`."""
     try:
-      record = _read_record(self._state.parent)
+      record = _read_record(self._step)
     except (OSError, ValueError) as error:
-      raise _damaged(self._state.parent, error) from error
+      raise _damaged(self._step, error) from error
     if 'execution' not in record:
       raise manifest.StageError(
         f'{self._folder} holds a checkpoint of an earlier version, which recorded its model in '
@@ -155,8 +158,12 @@ class Checkpoint:
   @property
   def stamp(self) -> str:
     """Changes when the folder gets another checkpoint, or its place; cheap, and no checksum."""
-    record = self._state.parent / _RECORD
-    return f'{record.resolve()} {record.stat().st_mtime_ns}'
+    record = self._step / _RECORD
+    return f'{paths.resolved(record)} {paths.version_of(record)}'
+
+  @functools.cached_property
+  def _state(self) -> epath.Path:
+    return readable(self._step) / 'state'
 
   @functools.cached_property
   def config(self) -> RetroConfig:
@@ -175,7 +182,7 @@ class Checkpoint:
         tree = checkpointer.metadata(self._state).item_metadata.tree
       return {name: tree[name] or {} for name in ('trainable', 'frozen')}
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-      raise _damaged(self._state.parent, error) from error
+      raise _damaged(self._step, error) from error
 
   def param_shapes(self) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters by path."""
@@ -242,7 +249,7 @@ class Checkpoint:
       try:
         tree = checkpointer.restore(self._state, args=args)
       except (OSError, ValueError, KeyError) as error:
-        raise _damaged(self._state.parent, error) from error
+        raise _damaged(self._step, error) from error
     return {**(tree['trainable'] or {}), **(tree['frozen'] or {})}
 
 
@@ -258,8 +265,8 @@ def _read_record(checkpoint: Path) -> dict[str, Any]:
 
 
 def _latest(stage_folder: Path) -> Path:
-  folder = (stage_folder / 'checkpoints').absolute()
-  steps = sorted(int(p.name) for p in folder.glob('[0-9]*') if p.name.isdigit())
+  folder = paths.absolute(stage_folder / 'checkpoints')
+  steps = complete_steps(folder)
   if not steps:
     raise manifest.StageError(f'{stage_folder} has no checkpoint: train it first')
   return folder / str(steps[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.model.sharding import MeshConfig, make_mesh, param_shardings
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.train.checkpoint import model_record
+from instructretro_jax.train.checkpoint_place import Place
 from instructretro_jax.train.lazy_params import LazyArray, LazyParams
 from instructretro_jax.train.state import init_params
 
@@ -112,9 +114,13 @@ def write_checkpoint(
     state=ocp.args.PyTreeSave(state),
     record=ocp.args.JsonSave({**record, **model_record(config, Execution())}),
   )
-  folder = (stage_folder / 'checkpoints').absolute()
-  with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
+  with (
+    contextlib.closing(Place(stage_folder / 'checkpoints')) as place,
+    ocp.CheckpointManager(place.for_orbax, options=options, item_handlers=handlers) as manager,
+  ):
     manager.save(0, args=arguments, force=True)
+    place.keep(manager.wait_until_finished)
+    place.wait()
     manager.wait_until_finished()
 
 

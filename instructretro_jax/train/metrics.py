@@ -13,9 +13,13 @@ import tensorboardX
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline.growing import GrowingFiles
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.train.finite import not_finite
 from instructretro_jax.train.step import PART_NORM, TrainState
+
+METRICS = 'metrics.jsonl'
+_COPY_SECS = 60.0  # from one copy to a store to the next, where no checkpoint is written
 
 
 class TrainLog:
@@ -44,10 +48,11 @@ class TrainLog:
     self._last_good = first_step  # of a checkpoint; 0 where there is none
     self._waited = 0.0  # seconds, for checkpoints
     if is_writer:
-      folder.mkdir(parents=True, exist_ok=True)
+      self._files = GrowingFiles(folder, goes_on=(METRICS,))
+      self._path = self._files.here / METRICS
       self._drop_after(first_step)
       self._writer = tensorboardX.SummaryWriter(
-        str(folder / 'tensorboard'), purge_step=first_step + 1
+        str(self._files.here / 'tensorboard'), purge_step=first_step + 1
       )
       self._bar = Bar(total=num_steps, initial=first_step, desc=name, unit='step', mininterval=2)
 
@@ -75,6 +80,9 @@ class TrainLog:
     self._pending = None
     if (wrong := not_finite(state)) is not None:
       raise self._diverged(f'the update of step {step} made {wrong} not finite')
+    if self._is_writer:
+      self._writer.flush()
+      self._files.push()
 
   def saved(self, step: int, secs: float) -> None:
     """Names a checkpoint good, for which training has waited so long."""
@@ -86,6 +94,7 @@ class TrainLog:
     if self._is_writer:
       self._bar.close()
       self._writer.close()
+      self._files.close()
 
   def _diverged(self, what: str) -> manifest.StageError:
     good = f'step {self._last_good}' if self._last_good else 'none'
@@ -94,10 +103,6 @@ class TrainLog:
       f'in {self._folder.parent / "checkpoints"}. Lower the learning rate and train again '
       f'with --rebuild={self.name}.'
     )
-
-  @property
-  def _path(self) -> Path:
-    return self._folder / 'metrics.jsonl'
 
   def _drop_after(self, step: int) -> None:
     if self._path.exists():
@@ -126,6 +131,7 @@ class TrainLog:
       file.write(json.dumps({'step': step, **values}, allow_nan=False) + '\n')
     for name, value in values.items():
       self._writer.add_scalar(name, value, step)
+    self._files.push(_COPY_SECS)
     self._bar.update(1)
     self._bar.set_postfix(
       loss=f'{values["loss"]:.3f}', tokens_per_s=f'{values["tokens_per_s"]:.0f}', refresh=False

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from instructretro_jax.pipeline.growing import GrowingFiles
 from instructretro_jax.pipeline.notes import note
 
 
@@ -31,8 +32,8 @@ class Profile:
   def step(self, n: int) -> Iterator[None]:
     """Around the dispatch of step `n`."""
     if n == self._first:
-      self._folder.mkdir(parents=True, exist_ok=True)
-      jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+      self._files = GrowingFiles(self._folder)
+      jax.profiler.start_trace(str(self._files.here), create_perfetto_trace=True)
       self._is_on = True
     with jax.profiler.StepTraceAnnotation('train', step_num=n):
       yield
@@ -42,5 +43,6 @@ class Profile:
     if self._is_on and n == self._last:
       jax.block_until_ready(result)
       jax.profiler.stop_trace()
+      self._files.close()
       self._is_on = False
       note(f'the trace of steps {self._first} to {self._last} is in {self._folder}')

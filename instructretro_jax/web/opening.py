@@ -8,6 +8,7 @@ import jax
 
 from instructretro_jax.inference.sampler import Sampler
 from instructretro_jax.inference.session import open_sampler
+from instructretro_jax.pipeline import paths
 from instructretro_jax.train.checkpoint import Checkpoint
 
 
@@ -21,7 +22,7 @@ def open_checkpoint(
   has_encoder = Checkpoint(folder).has_encoder()
   sampler, _ = open_sampler(folder, index, float(has_encoder), tensor)
   count = sum(x.size for x in jax.tree.leaves(sampler.params))
-  facts = [('checkpoint', folder.resolve().name), ('parameters', f'{count:,}')]
+  facts = [('checkpoint', paths.resolved(folder).name), ('parameters', f'{count:,}')]
   facts.append(('encoder', 'yes' if has_encoder else 'none'))
-  facts.append(('index', 'none' if index is None else index.resolve().name))
+  facts.append(('index', 'none' if index is None else paths.resolved(index).name))
   return sampler, tuple(facts)
