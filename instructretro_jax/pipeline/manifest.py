@@ -92,28 +92,30 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def read_manifest(folder: Path) -> Manifest:
   """The manifest of a finished stage. Raises StageError if the stage never finished."""
-  path = folder / MANIFEST
-  if not path.exists():
+  if (found := _manifest(folder)) is None:
     raise StageError(f'{folder} holds no finished stage ({MANIFEST} is missing): run it first')
-  content = _read_json(path)
+  return found
+
+
+def _manifest(folder: Path) -> Manifest | None:
+  if (content := _read_json(folder / MANIFEST)) is None:
+    return None
   try:
     return Manifest(**content | {'plan': Plan(**content['plan'])})
   except (TypeError, KeyError) as error:
-    raise _damaged(path, error) from error
+    raise _damaged(folder / MANIFEST, error) from error
 
 
 def recorded_plan(folder: Path) -> Plan | None:
   """The plan that a folder was made, or begun, with; None if it has none."""
-  if is_finished(folder):
-    return read_manifest(folder).plan
-  path = folder / _PLAN
-  if not path.exists():
+  if (made := _manifest(folder)) is not None:
+    return made.plan
+  if (content := _read_json(folder / _PLAN)) is None:
     return None
-  content = _read_json(path)
   try:
     return Plan(**content)
   except TypeError as error:
-    raise _damaged(path, error) from error
+    raise _damaged(folder / _PLAN, error) from error
 
 
 def is_finished(folder: Path) -> bool:
@@ -137,17 +139,15 @@ def check_plan(
   Raises StageError, with the differing lines, if the folder was made (or begun) with another plan,
   or if a file that its manifest lists is missing or has another size.
   """
-  there = recorded_plan(folder)
-  if there is None:
-    return False
-  if not is_finished(folder):
-    if has_begun(folder):
+  manifest = _manifest(folder)
+  if manifest is None:
+    there = recorded_plan(folder)
+    if there is not None and has_begun(folder):
       _is_same(folder, there, plan, extends)
     return False
-  if not _is_same(folder, there, plan, extends):
+  if not _is_same(folder, manifest.plan, plan, extends):
     return False
-  manifest = read_manifest(folder)
-  sizes = paths.files_below(folder)
+  sizes = paths.sizes_of(folder, manifest.files)
   for name, entry in manifest.files.items():
     if sizes.get(name) != entry['bytes']:
       where = f'{folder / name} is missing or cut short'
@@ -217,9 +217,12 @@ def file_sha256(path: Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any] | None:
+  """What a file holds; None if there is no such file."""
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
+  except (FileNotFoundError, NotADirectoryError):
+    return None
   except ValueError as error:
     raise _damaged(path, error) from error
   if not isinstance(content, dict):

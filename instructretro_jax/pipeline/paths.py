@@ -9,7 +9,7 @@ is complete when a last object says so (`atomic.py`, `manifest.commit`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import errno
 import os
@@ -123,6 +123,13 @@ def files_below(folder: Path) -> dict[str, int]:
     files = (path for path in folder.rglob('*') if path.is_file())
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
   return {name: sizes[name] for name in sorted(sizes)}
+
+
+def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int]:
+  """Bytes of those of the files below a folder that are there, without a request for each."""
+  if is_remote(folder):
+    return files_below(folder)
+  return {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
 
 
 def version_of(path: Path) -> list[Any]:
