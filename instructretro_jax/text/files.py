@@ -82,7 +82,7 @@ def open_file(path: Path) -> IO[bytes]:
   """A file open for reading, with `peek`; names that end in .gz or .zst are unpacked."""
   packing = path.suffix.lower()
   if packing == '.gz':
-    return gzip.open(_opened(path))
+    return gzip.open(_opened(path) if paths.is_remote(path) else path)
   if packing == '.zst':
     reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(
       _opened(path), read_across_frames=True, closefd=True

@@ -216,6 +216,7 @@ class Checkpoint:
     if missing := sorted(held.keys() - parts['trainable'].keys() - parts['frozen'].keys()):
       raise manifest.StageError(f'the checkpoint of {self._folder} has no {missing[:4]}')
     wanted = {n: {path: x for path, x in part.items() if path in held} for n, part in parts.items()}
+    wanted = {n: part for n, part in wanted.items() if part}  # Orbax takes no {} for what holds more
     place = lambda part: {path: ocp.ArrayRestoreArgs(sharding=held[path]) for path in part}
     where = {name: place(part) for name, part in wanted.items()}
     processes = {d.process_index for s in shardings.values() for d in s.device_set}
@@ -250,7 +251,7 @@ class Checkpoint:
         tree = checkpointer.restore(self._state, args=args)
       except (OSError, ValueError, KeyError) as error:
         raise _damaged(self._step, error) from error
-    return {**(tree['trainable'] or {}), **(tree['frozen'] or {})}
+    return {path: x for part in tree.values() for path, x in (part or {}).items()}
 
 
 def _open_alone() -> ocp.Checkpointer:

@@ -100,5 +100,7 @@ def test_chosen_parameters_open_straight_on_their_devices(saved):
   assert shardings_of(found) == chosen
   for path, x in found.items():
     np.testing.assert_array_equal(x, {**state.trainable, **state.frozen}[path])
+  trained_alone = {path: wanted[path].sharding for path in state.trainable if path in wanted}
+  assert Checkpoint(folder).restore(trained_alone).keys() == trained_alone.keys()
   with pytest.raises(StageError, match=r"has no \['decoder_0/mlp/up/colonel'\]"):
     Checkpoint(folder).restore({'decoder_0/mlp/up/colonel': chosen[KERNEL]})
