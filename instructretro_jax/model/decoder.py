@@ -5,6 +5,7 @@ from __future__ import annotations
 from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.model.attention import Attention, KeyValues
@@ -15,6 +16,9 @@ from instructretro_jax.model.layer_groups import LayerGroup
 from instructretro_jax.model.layers import FeedForward, Norm, in_memory
 from instructretro_jax.model.remat import rematerialised
 from instructretro_jax.model.sharding import constrain
+
+READING = 'reading'  # collection of what each cross-attention adds to the stream
+SQUARES = 'squares'  # of one: sums over L and D of what it adds and of what it adds to, [B, 2]
 
 
 class SelfAttention(nn.Module):
@@ -106,10 +110,19 @@ class DecoderLayer(nn.Module):
     if encoded is not None:
       h_BLD = self.cross_attention.normalize(x_BLD)
       read_BLD = self.cross_attention(h_BLD, encoded)
+      self._note_reading(gate_B11 * read_BLD, x_BLD)
       x_BLD = checkpoint_name(x_BLD + gate_B11 * read_BLD, 'stream')
     if not self.config.decoder.parallel_residual:
       x_BLD += in_memory(self.mlp(x_BLD))
     return constrain(x_BLD, 'batch', 'act_length', 'act_embed')
+
+  def _note_reading(self, added_BLD: Array, x_BLD: Array) -> None:
+    """Sows `SQUARES` if somebody asks; by row, so that a mesh need not add up in each layer."""
+    if self.is_mutable_collection(READING):
+      wide = jnp.promote_types(x_BLD.dtype, jnp.float32)
+      sums = [jnp.square(y.astype(wide)).sum(axis=(1, 2)) for y in (added_BLD, x_BLD)]
+      squares_B2 = jax.lax.stop_gradient(jnp.stack(sums, axis=1))
+      self.sow(READING, SQUARES, squares_B2, reduce_fn=lambda _, new: new)
 
   def _add_attended(self, x_BTD: Array, added_BTD: Array) -> Array:
     y_BTD = x_BTD + in_memory(added_BTD)
@@ -141,7 +154,7 @@ def make_layers(config: RetroConfig, execution: Execution, group: LayerGroup) ->
     return layer(config, execution.attention)
   scanned = nn.scan(
     ScannedLayers,
-    variable_axes={'params': 0},
+    variable_axes={'params': 0, READING: 0},
     split_rngs={'params': True},
     in_axes=nn.broadcast,
     length=group.count,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ import numpy as np
 from instructretro_jax.array_types import Params
 from instructretro_jax.inference.cache import Cache, compile_step, prefill
 from instructretro_jax.model import flops
-from instructretro_jax.model.param_groups import is_retrieval
 from instructretro_jax.model.retro import Retro, is_open
 from instructretro_jax.model.sharding import batch_sharding, to_spec
 from instructretro_jax.pipeline import manifest
@@ -24,6 +22,7 @@ from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.loop import Train
 from instructretro_jax.train.mesh import check_batch, check_params
 from instructretro_jax.train.state import abstract_params
+from instructretro_jax.train.utilisation import step_flops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,24 +86,14 @@ def abstract_batch(arm: Train, mesh: Mesh, batch_size: int) -> dict[str, jax.Sha
 
 
 def _train_step(arm: Train, mesh: Mesh, batch_size: int) -> Step:
-  open_ = is_open(arm.gate)
   step = arm.compile_step(mesh)
-  count = functools.partial(
-    flops.train_step_flops,
-    arm.model,
-    batch_size=batch_size,
-    seq_len=arm.task.seq_len,
-    num_neighbours=arm.task.num_neighbours,
-    is_open=open_,
-    is_decoder_frozen=not any(map(_is_decoder_layer, step.state.trainable)),
-  )
   return Step(
     function=step.function,
     arguments=(step.state, abstract_batch(arm, mesh, batch_size)),
     parameters=_size(step.state.params),
     trained_parameters=_size(step.state.trainable),
-    model_flops=count().total,
-    model_flops_masked=count(count_masked=True).total,
+    model_flops=step_flops(arm, step.state, batch_size),
+    model_flops_masked=step_flops(arm, step.state, batch_size, count_masked=True),
   )
 
 
@@ -164,10 +153,6 @@ def _of_batch(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.ShapeDtypeS
   """An array with a row for each sequence, or a scalar."""
   sharding = batch_sharding(shape, mesh) if shape else NamedSharding(mesh, PartitionSpec())
   return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-
-def _is_decoder_layer(path: str) -> bool:
-  return path.startswith('decoder') and not is_retrieval(path)
 
 
 def _size(tree: Any) -> int:

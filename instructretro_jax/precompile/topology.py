@@ -14,6 +14,7 @@ import re
 import jax
 from jax.experimental import topologies
 
+from instructretro_jax.model.peaks import PEAK_FLOPS
 from instructretro_jax.pipeline import manifest
 
 GIB = 2**30
@@ -31,7 +32,7 @@ class Chip:
 
   platform: str  # 'tpu' or 'cuda'
   num_axes: int  # of a topology's name
-  peak_flops: float  # per second, bfloat16 in, float32 out
+  peak_flops: float  # per second
   hbm_bytes: float
   num_links: int
   link_bytes_per_s: float
@@ -53,7 +54,7 @@ CHIPS = {
   'v5p': Chip(
     platform='tpu',
     num_axes=3,
-    peak_flops=459e12,
+    peak_flops=PEAK_FLOPS['v5p'],
     hbm_bytes=95 * GIB,
     num_links=6,
     link_bytes_per_s=90e9,
@@ -62,7 +63,7 @@ CHIPS = {
   'v5e': Chip(
     platform='tpu',
     num_axes=2,
-    peak_flops=197e12,
+    peak_flops=PEAK_FLOPS['v5e'],
     hbm_bytes=16 * GIB,
     num_links=4,
     link_bytes_per_s=45e9,
@@ -71,7 +72,7 @@ CHIPS = {
   'v6e': Chip(
     platform='tpu',
     num_axes=2,
-    peak_flops=918e12,
+    peak_flops=PEAK_FLOPS['v6e'],
     hbm_bytes=32 * GIB,
     num_links=4,
     link_bytes_per_s=90e9,
@@ -80,7 +81,7 @@ CHIPS = {
   'h100': Chip(
     platform='cuda',
     num_axes=2,
-    peak_flops=989e12,
+    peak_flops=PEAK_FLOPS['h100'],
     hbm_bytes=84_978_434_048,
     num_links=1,
     link_bytes_per_s=450e9,

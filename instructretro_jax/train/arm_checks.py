@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from instructretro_jax.model.config import DecoderConfig
+from instructretro_jax.model.retro import is_open
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.text.vocabulary import Vocabulary
+from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.optimizer import Optimizer
+
+
+def check_settings(arm: Any) -> None:
+  """Raises ValueError if settings of an arm (train/loop.py) are impossible, alone or together."""
+  for name in ('num_steps', 'batch_size', 'num_microbatches', 'checkpoint_every'):
+    if isinstance(value := getattr(arm, name), int) and value < 1:
+      raise ValueError(f'{arm.name}: {name} = {value}: give at least 1')
+  if arm.batch_size % arm.num_microbatches:
+    raise ValueError(
+      f'{arm.name}: batch_size {arm.batch_size} is no multiple of num_microbatches '
+      f'{arm.num_microbatches}'
+    )
+  if isinstance(arm.gate, str) and arm.gate != RANDOM:
+    raise ValueError(f'{arm.name}: the gate is a number or {RANDOM!r}, not {arm.gate!r}')
+  if not isinstance(arm.gate, str) and not (math.isfinite(arm.gate) and arm.gate >= 0):
+    raise ValueError(f'{arm.name}: the gate is {arm.gate}: give 0 or more, or {RANDOM!r}')
+  if arm.keep_retro and arm.init_from is None:
+    raise ValueError(f'{arm.name}: keep_retro needs init_from, the arm whose encoder it keeps')
+  if is_open(arm.gate) and not arm.task.gives_neighbours(True):
+    raise ValueError(
+      f'{arm.name}: the gate is {arm.gate}, but its task gives no neighbours: name their stage '
+      'in the task, or set gate = 0'
+    )
+  if arm.task.rows_hold_strangers and arm.gate != 0 and not arm.model.mask_neighbours:
+    raise ValueError(
+      f'{arm.name}: without mask_neighbours the dialogues of a row read the neighbours of each '
+      'other: set mask_neighbours, or is_packed = False'
+    )
+  if arm.continue_data and arm.init_from is None:
+    raise ValueError(f'{arm.name}: continue_data needs init_from, the arm whose data it continues')
 
 
 def check_room(vocab: Vocabulary, decoder: DecoderConfig) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import contextlib
 import dataclasses
 import functools
-import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,13 +19,13 @@ from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.cross_attention_init import CrossAttentionInit
 from instructretro_jax.model.execution import Execution
 from instructretro_jax.model.param_groups import RETRIEVAL
-from instructretro_jax.model.retro import Retro, is_open
+from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import MeshConfig, local_rows, put_batches
 from instructretro_jax.pipeline import configuration
 from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.text import vocabulary
-from instructretro_jax.train.arm_checks import check_longest, check_room, is_longer
+from instructretro_jax.train.arm_checks import check_longest, check_room, check_settings, is_longer
 from instructretro_jax.train.checkpoint import Checkpoints, model_record
 from instructretro_jax.train.compiled_step import CompiledStep, compile_step
 from instructretro_jax.train.execution_log import note_execution
@@ -41,6 +40,7 @@ from instructretro_jax.train.optimizer import Optimizer
 from instructretro_jax.train.profile import Profile
 from instructretro_jax.train.step import TrainState
 from instructretro_jax.train.steps import take_steps
+from instructretro_jax.train.utilisation import secs_at_peak
 
 _FROZEN_RETRIEVAL = (RETRIEVAL, 0.0)
 
@@ -92,37 +92,10 @@ class Train(Stage):
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
-    for name in ('num_steps', 'batch_size', 'num_microbatches', 'checkpoint_every'):
-      if isinstance(value := getattr(self, name), int) and value < 1:
-        raise ValueError(f'{self.name}: {name} = {value}: give at least 1')
-    if self.batch_size % self.num_microbatches:
-      raise ValueError(
-        f'{self.name}: batch_size {self.batch_size} is no multiple of num_microbatches '
-        f'{self.num_microbatches}'
-      )
-    if isinstance(self.gate, str) and self.gate != RANDOM:
-      raise ValueError(f'{self.name}: the gate is a number or {RANDOM!r}, not {self.gate!r}')
-    if not isinstance(self.gate, str) and not (math.isfinite(self.gate) and self.gate >= 0):
-      raise ValueError(f'{self.name}: the gate is {self.gate}: give 0 or more, or {RANDOM!r}')
-    if self.keep_retro and self.init_from is None:
-      raise ValueError(f'{self.name}: keep_retro needs init_from, the arm whose encoder it keeps')
-    if is_open(self.gate) and not self.task.gives_neighbours(True):
-      raise ValueError(
-        f'{self.name}: the gate is {self.gate}, but its task gives no neighbours: name their stage '
-        'in the task, or set gate = 0'
-      )
-    if self.task.rows_hold_strangers and self.gate != 0 and not self.model.mask_neighbours:
-      raise ValueError(
-        f'{self.name}: without mask_neighbours the dialogues of a row read the neighbours of each '
-        'other: set mask_neighbours, or is_packed = False'
-      )
+    check_settings(self)
     if self.keep_retro and self.gate == 0:
       optimizer = self.optimizer.with_multiplier(*_FROZEN_RETRIEVAL)
       object.__setattr__(self, 'optimizer', optimizer)
-    if self.continue_data and self.init_from is None:
-      raise ValueError(
-        f'{self.name}: continue_data needs init_from, the arm whose data it continues'
-      )
 
   unlisted: ClassVar[frozenset[str]] = frozenset({'logs', 'checkpoints'})
   on_all_hosts: ClassVar[bool] = True
@@ -192,7 +165,7 @@ class Train(Stage):
       stream = batches(source, stop=first + self.num_steps * self.batch_size, **place)
       if self.gate == RANDOM:
         stream = with_random_gates(stream, **place)
-      log = self._open_log(folder / 'logs', done, lengths[0])
+      log = self._open_log(folder / 'logs', state, mesh, lengths[0])
       placed = put_batches(map(_for_model, stream), mesh, self.batch_size)
 
       def save(state: TrainState, n: int) -> None:
@@ -264,13 +237,14 @@ class Train(Stage):
       keeps_retrieval=self.keep_retro and self.gate == 0,
     )
 
-  def _open_log(self, folder: Path, first_step: int, warmup_of: int) -> TrainLog:
+  def _open_log(self, folder: Path, state: TrainState, mesh: Mesh, warmup_of: int) -> TrainLog:
     return TrainLog(
       folder,
       self.name,
-      first_step=first_step,
+      first_step=int(state.step),
       num_steps=self.num_steps,
       rates=self.optimizer.schedule(self.num_steps, warmup_of),
+      secs_at_peak=secs_at_peak(self, state, mesh),
       is_writer=Hosts.here().is_main,
     )
 

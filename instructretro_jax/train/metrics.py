@@ -28,6 +28,7 @@ class TrainLog:
   Args:
     folder: logs of the arm; rows of steps after `first_step` are dropped.
     rates: the learning rate by step.
+    secs_at_peak: of a step at full model-FLOP utilisation; None logs no utilisation.
     is_writer: whether this process writes.
   """
 
@@ -39,10 +40,12 @@ class TrainLog:
     first_step: int,
     num_steps: int,
     rates: optax.Schedule,
+    secs_at_peak: float | None = None,
     is_writer: bool = True,
   ):
     self.name = name
     self._folder, self._rates, self._is_writer = folder, rates, is_writer
+    self._secs_at_peak = secs_at_peak
     self._pending: tuple[int, Mapping[str, Array]] | None = None
     self._clock = time.monotonic()
     self._last_good = first_step  # of a checkpoint; 0 where there is none
@@ -122,9 +125,11 @@ class TrainLog:
     if not self._is_writer:
       return
     now = time.monotonic()
+    secs, self._clock = max(1e-9, now - self._clock), now
     values['learning_rate'] = float(self._rates(step - 1))
-    values['tokens_per_s'] = round(values.pop('tokens') / max(1e-9, now - self._clock), 1)
-    self._clock = now
+    values['tokens_per_s'] = round(values.pop('tokens') / secs, 1)
+    if self._secs_at_peak is not None:
+      values['mfu'] = round(self._secs_at_peak / secs, 4)
     if self._waited:
       values['checkpoint_s'], self._waited = round(self._waited, 3), 0.0
     with self._path.open('a') as file:

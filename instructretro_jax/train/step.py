@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import optax
 
 from instructretro_jax.array_types import Array, Batch, Params
+from instructretro_jax.model.decoder import READING
 from instructretro_jax.model.layer_groups import layer_paths
 from instructretro_jax.model.param_groups import part_of
-from instructretro_jax.model.retro import Retro
+from instructretro_jax.model.retro import Retro, is_open
 from instructretro_jax.train.gates import RANDOM
 from instructretro_jax.train.losses import token_losses, total_loss
 from instructretro_jax.train.multipliers import join_params
+from instructretro_jax.train.reading import reading_metrics, squares_of_layers
 
 PART_NORM = 'grad_norm/'  # and a part of the model: a metric
 
@@ -52,9 +54,20 @@ def loss_of_batch(model: Retro, params: Params, batch: Batch, gate: float | Arra
   return total_loss(hidden_BLD, head_DV, batch['targets'], batch['loss_mask'])
 
 
-def _hidden_and_head(
+def loss_and_reading(
   model: Retro, params: Params, batch: Batch, gate: float | Array
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array | None]:
+  """`loss_of_batch`, and what its layers read (train/reading.py), None behind a closed gate."""
+  if not is_open(gate):
+    return loss_of_batch(model, params, batch, gate), None
+  (hidden_BLD, head_DV), sown = _hidden_and_head(model, params, batch, gate, mutable=[READING])
+  loss = total_loss(hidden_BLD, head_DV, batch['targets'], batch['loss_mask'])
+  return loss, squares_of_layers(sown)
+
+
+def _hidden_and_head(
+  model: Retro, params: Params, batch: Batch, gate: float | Array, **collections: Any
+) -> Any:
   return model.apply(
     {'params': params},
     batch['tokens'],
@@ -64,6 +77,7 @@ def _hidden_and_head(
     gate=gate,
     positions_BL=batch.get('positions'),
     method='hidden_and_head',
+    **collections,
   )
 
 
@@ -81,20 +95,23 @@ def make_train_step(
       up in float32: memory for activations falls, the update stays. Must divide the batch size.
   """
 
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-    def loss_of_part(trainable: dict[str, Array], part: Batch) -> Array:
-      scale = part['gate'] if gate == RANDOM else gate
-      return loss_of_batch(model, join_params(trainable, state.frozen), part, scale)
+  gate_of = lambda part: part['gate'] if gate == RANDOM else gate
 
-    sums = _sum_over_parts(
-      jax.value_and_grad(loss_of_part), state.trainable, batch, num_microbatches
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def loss_of_part(trainable: dict[str, Array], part: Batch) -> tuple[Array, Array | None]:
+      return loss_and_reading(model, join_params(trainable, state.frozen), part, gate_of(part))
+
+    (loss, squares), grads = _sum_over_parts(
+      jax.value_and_grad(loss_of_part, has_aux=True), state.trainable, batch, num_microbatches
     )
     num_targets = jnp.maximum(batch['loss_mask'].sum(), 1)
-    loss, grads = jax.tree.map(lambda x: x / num_targets, sums)
+    loss, grads = jax.tree.map(lambda x: x / num_targets, (loss, grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     tokens = (batch['segments'] > 0).sum()  # of the whole batch, whoever read it
     metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads), 'tokens': tokens}
     metrics |= _norms_of_parts(grads)
+    if squares is not None:
+      metrics |= reading_metrics(squares, gate_of(batch))
     trainable = optax.apply_updates(state.trainable, updates)
     return dataclasses.replace(
       state, step=state.step + 1, trainable=trainable, opt_state=opt_state

@@ -17,11 +17,9 @@ from instructretro_jax.train.state import init_params
 from tests.interop import oracles
 from tests.reference.megatron import Megatron
 
-CASES = oracles.find_cases()
 LOGITS = {'float32': 5e-5, 'float64': 1e-10}
 LOSS = {'float32': 2e-5, 'float64': 1e-10}
 GRADIENT = {'float32': 5e-5, 'float64': 1e-8}  # of the largest entry of each tensor
-needs_cases = pytest.mark.skipif(not CASES, reason='whole cases: set INSTRUCTRETRO_ORACLES')
 
 
 def run(model, params, tokens, segments, neighbours, given, gate=1.0):
@@ -83,114 +81,47 @@ def test_golden_case_of_megatron_core():
   assert_close(closed[:1, ::3], oracles.from_planes(z['gpt_logits'], 1, 16, 128), LOGITS['float32'])
 
 
-@needs_cases
-@pytest.mark.parametrize('path', CASES, ids=lambda p: p.stem)
-def test_forward_of_whole_cases(path):
-  z = np.load(path)
-  config, params = megatron.load(path)
-  logits = jax.jit(functools.partial(run, Retro(config)))(params, *oracles.call_inputs(z))
-  # `output*` of a mask per neighbour with several of them has megatron-core's slip in it
-  expected = 'fixed64' if 'fixed64/logits' in z.files else 'output64'
-  assert_close(logits, z[f'{expected}/logits'], LOGITS['float32'])
-  losses = token_losses(logits, z['input/labels'])
-  assert_close(losses, z[f'{expected}/loss'], LOSS['float32'])
+def rope_case(name, dtype):
+  """A model, its parameters, inputs, gradients of vectors, and all arrays of the case."""
+  case, state, grads, z = oracles.read_rope(name)
+  config = megatron_files.config_of_case(case, max_len=48)
+  config, params = megatron.load(state, config)
+  params = jax.tree.map(lambda x: x.astype(dtype), params)
+  inputs = z['tokens'].astype(int), None, z['neighbor_tokens'].astype(int), {}
+  return model_of(config, dtype), params, inputs, grads, z
 
 
-@needs_cases
+@pytest.mark.parametrize('name', oracles.ROPE_CASES)
+def test_rope_cases_of_megatron_core(name):
+  model, params, inputs, _, z = rope_case(name, 'float32')
+  logits = quick_jit(functools.partial(run, model))(params, *inputs)
+  assert_close(logits[:1], z['logits'], LOGITS['float32'])
+  assert_close(token_losses(logits, z['labels'].astype(int)), z['loss'], LOSS['float32'])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('dtype', ['float32', 'float64'])
-@pytest.mark.parametrize('path', CASES, ids=lambda p: p.stem)
-def test_gradients_and_closed_gate_of_whole_cases(path, dtype):
-  z = np.load(path)
-  fixed = 'fixed64/logits' in z.files
-  with jax.enable_x64(dtype == 'float64'):
-    config, params = megatron.load(path, dtype=dtype)
-    model, inputs = model_of(config, dtype), oracles.call_inputs(z)
-    logits, losses, mean, grads = gradients(model, params, z['input/labels'], *inputs)
-    expected = 'fixed64' if fixed else 'output64'
-    assert_close(logits, z[f'{expected}/logits'], LOGITS[dtype])
-    assert_close(losses, z[f'{expected}/loss'], LOSS[dtype])
-    assert_close(mean, z[f'{expected}/loss'].mean(), min(2e-6, LOSS[dtype]))
-    closed = jax.jit(functools.partial(run, model, gate=0))(params, *inputs)
-    assert_close(closed, z['output64/gpt_logits'], LOGITS[dtype])
-  if not fixed:
-    kind = 'grad64/' if dtype == 'float64' and config_has_grad64(z) else 'grad/'
-    want = {k.removeprefix(kind): z[k] for k in z.files if k.startswith(kind)}
-    assert want
-    assert_gradients(config, grads, want, GRADIENT[dtype if kind == 'grad64/' else 'float32'])
-
-
-def config_has_grad64(z):
-  return any(k.startswith('grad64/') for k in z.files)
-
-
-@needs_cases
-@pytest.mark.slow
-@pytest.mark.parametrize('dtype', ['float32', 'float64'])
-@pytest.mark.parametrize('path', CASES, ids=lambda p: p.stem)
-def test_other_lengths_of_whole_cases(path, dtype):
-  z = np.load(path)
-  with jax.enable_x64(dtype == 'float64'):
-    config, params = megatron.load(path, dtype=dtype)
-    for name in (k for k in z.files if k.startswith('edge/') and k.endswith('/tokens')):
-      at = name.removesuffix('tokens')
-      found = run(model_of(config, dtype), params, z[name], None, z[at + 'neighbor_tokens'], {})
-      assert_close(found, z[at + 'logits64'], LOGITS[dtype])
-
-
-@needs_cases
-@pytest.mark.slow
-@pytest.mark.parametrize('path', CASES, ids=lambda p: p.stem)
-def test_every_block_of_whole_cases(path):
-  z = np.load(path)
-  tokens, segments, neighbours, given = oracles.call_inputs(z)
+@pytest.mark.parametrize('name', oracles.ROPE_CASES)
+def test_rope_cases_of_megatron_core_in_float64(name):
   with jax.enable_x64(True):
-    config, params = megatron.load(path, dtype='float64')
-    _, seen = model_of(config, 'float64').apply(
-      {'params': params},
-      tokens,
-      segments,
-      neighbours,
-      **given,
-      capture_intermediates=lambda module, method: True,
-    )
-    seen = jax.tree.map(np.asarray, seen['intermediates'])  # here, where float64 is on
-  B, N, K, R = neighbours.shape
-  D, first = config.decoder.width, (tokens.shape[1] - 1) % config.chunk_len + 1
-  neighbour_major = lambda x: x.reshape(B, N, K, R, D).transpose(3, 2, 0, 1, 4).reshape(R, -1, D)
-  checked = 0
-  for name, want in ((k.removeprefix('act64/'), z[k]) for k in z.files if k.startswith('act64/')):
-    stack, _, rest = name.partition('.layers.')
-    number, _, point = rest.partition('.')
-    if name == 'embedding.sequence':
-      found = seen['embedding']['__call__'][0].transpose(1, 0, 2)
-    elif name == 'embedding.neighbors':
-      found = seen['embedding']['__call__'][1].transpose(1, 0, 2)
-    elif stack == 'encoder':
-      if 'input/context_mask' in z.files and K > 1 and z['input/context_mask'].shape[0] > 1:
-        continue  # megatron-core's slip
-      found = neighbour_major(seen['encoder'][f'layer_{number}']['__call__'][0])
+    model, params, inputs, vector_grads, z = rope_case(name, 'float64')
+    forward = quick_jit(functools.partial(run, model))
+    for n in oracles.EDGES if name == 'ragged' else ():
+      tokens, neighbours = (z[f'{n}/{key}'].astype(int) for key in ('tokens', 'neighbor_tokens'))
+      assert_close(
+        forward(params, tokens, None, neighbours, {})[:1], z[f'{n}/logits'], LOGITS['float64']
+      )
+    if vector_grads is None:
+      logits = forward(params, *inputs)
     else:
-      layer = seen[f'decoder_{number}']
-      if point == 'output':
-        found = layer['finish'][0].transpose(1, 0, 2)
-      elif point == 'pre_cross_attn_layernorm.output':
-        found = layer['cross_attention']['normalize'][0].transpose(1, 0, 2)
-      elif point == 'cross_attention.context':
-        found = seen['encoder']['__call__'][0]
-        found = found.transpose(3, 2, 0, 1, 4).reshape(want.shape)  # position, then neighbour
-        found = found.reshape(R, K, B * N, D).reshape(R * K, B * N, D)
-      else:
-        attention = params[f'decoder_{number}']['cross_attention']['attention']
-        found = layer['cross_attention']['attention']['read'][0]  # [B * N, C, D]
-        found = (found - attention['output'].get('bias', 0)).transpose(1, 0, 2)
-        real = first - 1 + np.arange(N)[None, :] * config.chunk_len
-        real = real + np.arange(config.chunk_len)[:, None] < tokens.shape[1]
-        real = np.tile(real, (1, B))[..., None]
-        found, want = np.where(real, found, 0), np.where(real, want, 0)
-    assert_close(found, want, 1e-10)
-    checked += 1
-  assert checked > config.decoder.num_layers
+      labels = z['labels'].astype(int)
+      logits, losses, mean, grads = gradients(model, params, labels, *inputs)
+      assert_close(losses, z['loss'], LOSS['float64'])
+      assert_close(mean, z['loss'].mean(), LOSS['float64'])
+      assert_gradients(model.config, grads, vector_grads, GRADIENT['float64'])
+    assert_close(logits[:1], z['logits'], LOGITS['float64'])
+    if 'gpt_logits' in z:
+      closed = quick_jit(functools.partial(run, model, gate=0))(params, *inputs)
+      assert_close(closed[:1, ::3], z['gpt_logits'], LOGITS['float64'])
 
 
 SMALL = DecoderConfig(
@@ -247,8 +178,8 @@ def test_equals_the_twin_in_float64(changes, length, num_neighbours, masks):
     params = jax.tree.map(lambda x: x.value, params, is_leaf=lambda x: hasattr(x, 'value'))
     given = {'positions_BL': positions, 'encoder_mask_BNKRR': encoder_mask}
     model = model_of(config, 'float64')
-    found = run(model, params, tokens, segments, neighbours, given)
-    closed = run(model, params, tokens, segments, None, given, gate=0)
+    found = quick_jit(functools.partial(run, model))(params, tokens, segments, neighbours, given)
+    closed = quick_jit(functools.partial(run, model, gate=0))(params, tokens, segments, None, given)
   state = megatron.state_dict(config, params, CORE)
   rotary_width = int(decoder.head_width * decoder.rotary_fraction)
   twin = Megatron(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import pytest
 
+from instructretro_jax.model.peaks import peak_flops
 from instructretro_jax.model.sharding import MeshConfig, constrain, make_mesh
 from instructretro_jax.precompile import counts, hlo, topology
 from instructretro_jax.train.losses import total_loss
@@ -74,6 +75,13 @@ def test_a_torus_gathers_and_a_bare_grid_adds_zeros():
   assert 'all-gather' not in grid.collectives and grid.gathers_as_reduces == weight
   assert torus.matmul_flops == grid.matmul_flops == 2 * 128 * 1024 * 1024
   assert 0 < torus.cycles < grid.cycles
+
+
+@pytest.mark.parametrize('name', ['v5p:2x2x1', 'v5e:2x2', 'v6e:2x2'])
+def test_the_peak_of_a_chip_is_found_by_the_name_of_its_devices(name):
+  target = topology.parse(name)
+  (kind,) = {device.device_kind for device in topology.devices(target)}
+  assert peak_flops(kind) == target.chip.peak_flops
 
 
 def test_the_gradient_of_the_head_is_added_up_once():

@@ -198,3 +198,5 @@ def test_the_norm_of_each_part_is_logged(made):
   parts = {name: x for name, x in row.items() if name.startswith('grad_norm/')}
   assert set(parts) == {f'grad_norm/{p}' for p in ('embeddings', 'mlp', 'norms', 'self_attention')}
   assert np.linalg.norm(list(parts.values())) == pytest.approx(row['grad_norm'], rel=1e-5)
+  # neither what a closed gate lets through, nor how far the unknown peak of a CPU was reached
+  assert row.keys() - parts == {'step', 'loss', 'grad_norm', 'learning_rate', 'tokens_per_s'}

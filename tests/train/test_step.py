@@ -8,6 +8,7 @@ from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import MeshConfig, make_mesh, put_batch
 from instructretro_jax.train.multipliers import split_trainable
 from instructretro_jax.train.optimizer import AdamW
+from instructretro_jax.train.reading import GATE, RELATIVE_RMS
 from instructretro_jax.train.step import TrainState, make_train_step
 from tests.model.test_retro import CONFIG, init, make_inputs
 
@@ -42,5 +43,6 @@ def test_microbatches_add_up_to_the_batch_on_any_mesh():
   with jax.set_mesh(mesh):
     state, metrics = one_step(2, put_batch(batch, mesh, 8))
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4)  # Adam divides by small moments
+  assert metrics[GATE] == 1 and metrics[RELATIVE_RMS] > 0
   jax.tree.map(close, metrics, expected)
   jax.tree.map(close, state.params, expected_state.params)
