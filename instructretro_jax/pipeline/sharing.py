@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import os
 from pathlib import Path
 
-from instructretro_jax.pipeline import configuration
+from instructretro_jax.pipeline import configuration, manifest
 from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.stage import Stage
@@ -42,16 +42,21 @@ def refuse_equal(names: Sequence[str], experiments: Sequence[Experiment]) -> Non
         raise StageError(f'{name} and {names[n]} are one experiment: an axis changes no stage')
 
 
-def link(names: Sequence[str], shared: Path, root: Path) -> None:
-  """Gives a root links to the finished stages of another, where it has nothing of that name.
+def unlinked(folders: Sequence[Path], root: Path) -> list[Path]:
+  """Those of the folders of stages for which a root has nothing of that name."""
+  return [folder for folder in folders if not os.path.lexists(root / folder.name)]
+
+
+def link(folders: Sequence[Path], root: Path) -> None:
+  """Gives a root links to finished stages of others, where it has nothing of that name.
 
   A folder that is there already is left for the checks of a run. A link is there or not: no more
-  is needed for it to be whole.
+  is needed for it to be whole. Raises StageError if one is to be linked that is not finished.
   """
-  root.mkdir(parents=True, exist_ok=True)
-  for name in names:
-    if not os.path.lexists(root / name):
-      (root / name).symlink_to(os.path.relpath(shared / name, root))
+  for folder in unlinked(folders, root):
+    manifest.read_manifest(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / folder.name).symlink_to(os.path.relpath(folder.resolve(), root.resolve()))
 
 
 def _is_same(one: Stage, other: Stage) -> bool:
