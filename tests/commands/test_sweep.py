@@ -11,6 +11,7 @@ from click.testing import CliRunner
 import pytest
 
 from instructretro_jax import main
+from instructretro_jax.commands import sweeping
 from instructretro_jax.pipeline import manifest
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +20,7 @@ from instructretro_jax.pipeline import sweep
 sweep.Sweep.gin_files = ('{experiment}',)
 sweep.Sweep.axes = {axes}
 """
+CUBE = (('LEFT', ('a', 'b')), ('RIGHT', ('x', 'y')), ('SEED', (0, 1)))
 
 
 def arguments(tmp_path, axes, *more, experiment='tests/commands/sweep.gin'):
@@ -58,6 +60,25 @@ def test_a_job_that_fails_leaves_the_others_and_is_run_again(tmp_path):
     assert (root / 'RIGHT-y' / name).is_symlink()
   verified = CliRunner().invoke(main.main, ['verify', str(root / 'RIGHT-y')])
   assert verified.exit_code == 0, verified.output
+
+
+def test_a_sweep_of_three_axes_is_eight_jobs_after_what_they_share(tmp_path):
+  path = tmp_path / 'grid.gin'
+  path.write_text(SWEEP.format(experiment='tests/commands/sweep.gin', axes=CUBE))
+  prepared = sweeping.prepare([str(path)], (), Path('runs/cube'))
+  files = ('instructretro', 'run', '--gin_file=tests/commands/sweep.gin')
+  links = ('--link=runs/cube/shared/base',)
+  assert prepared.shared.command() == (
+    *files, '--root=runs/cube/shared', "--gin.LEFT='a'", "--gin.RIGHT='x'", '--gin.SEED=0',
+    '--only=base',
+  )  # fmt: skip
+  assert [job.command() for job in prepared.jobs] == [
+    (
+      *files, f'--root=runs/cube/LEFT-{left}_RIGHT-{right}_SEED-{seed}', f"--gin.LEFT='{left}'",
+      f"--gin.RIGHT='{right}'", f'--gin.SEED={seed}', *links,
+    )
+    for left in 'ab' for right in 'xy' for seed in (0, 1)
+  ]  # fmt: skip
 
 
 def test_commands_of_a_dry_run_do_by_hand_what_the_sweep_does(tmp_path):
