@@ -46,9 +46,9 @@ def test_every_experiment_is_parsed_and_built(path):
 @pytest.mark.parametrize('path', SWEEPS, ids=lambda p: p.stem)
 def test_every_sweep_is_parsed_and_shares_what_its_axes_leave_alone(path):
   prepared = sweeping.prepare([str(path)], (), Path('runs/sweep'))
-  assert len(prepared.jobs) > 1 and {'corpus', 'index', 'neighbours'} <= set(prepared.shared)
+  assert len(prepared.jobs) > 1 and {'corpus', 'index', 'neighbours'} <= set(prepared.shared.only)
   arms = {s.name for s in prepared.experiments[0].stages if isinstance(s, loop.Train)}
-  assert arms and not arms & set(prepared.shared)
+  assert arms and not arms & set(prepared.shared.only)
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: f'{p.parent.name}-{p.stem}')

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from instructretro_jax.commands.paths import FOLDER
+from instructretro_jax.commands.paths import EXISTING_FOLDER, FOLDER
 
 if TYPE_CHECKING:
   from instructretro_jax.pipeline.stage import Stage
@@ -46,6 +46,13 @@ def gin_bindings(arguments: list[str]) -> list[str]:
 @click.option('--from', 'start', help='First stage to run.')
 @click.option('--to', 'stop', help='Last stage to run.')
 @click.option('--rebuild', help='Stages to make anew, with all that read them.')
+@click.option(
+  '--link',
+  'links',
+  type=EXISTING_FOLDER,
+  multiple=True,
+  help='Finished stage of another root, which is read in place of making it; more may be given.',
+)
 @click.option('--profile', help='START:STOP, steps of each arm of which a trace is written.')
 @click.option('--dry_run', is_flag=True, help='Say what would run, and run nothing.')
 @click.option(
@@ -62,6 +69,7 @@ def run(
   start,
   stop,
   rebuild,
+  links,
   profile,
   dry_run,
   coordinator,
@@ -75,7 +83,7 @@ def run(
 
   Example: instructretro run --gin_file=experiments/quickstart/run.gin --gin.PRETRAIN_STEPS=100
   """
-  from instructretro_jax.pipeline import experiment, gin_adapter, hosts, watch
+  from instructretro_jax.pipeline import experiment, gin_adapter, hosts, sharing, watch
 
   configured, operative = gin_adapter.configure(
     experiment.Experiment, gin_files, gin_bindings(context.args)
@@ -83,12 +91,17 @@ def run(
   if profile is not None:
     configured = experiment.Experiment(_profiled(configured.stages, profile))
   chosen = {'only': _split(only), 'start': start, 'stop': stop, 'rebuild': _split(rebuild)}
+  configured.select(only=[folder.name for folder in links])
   if dry_run:
+    missing = sharing.unlinked(links, root)
+    linked = {folder.name: f'would be linked to {folder}' for folder in missing}
     for status in experiment.outcome(configured, root, **chosen):
-      click.echo(f'{status.member.name}: {status.words}')
+      name = status.member.name
+      click.echo(f'{name}: {linked.get(name, status.words)}')
     return
   here = hosts.join(coordinator, num_processes, process_id)
   with watch.watched(here):
+    here.on_main(lambda: sharing.link(links, root))
     experiment.run(configured, root, **chosen, operative=operative, log=click.echo, hosts=here)
 
 

@@ -42,9 +42,7 @@ def sweep(context, gin_files, root, processes, dry_run) -> None:
 
   prepared = sweeping.prepare(gin_files, gin_bindings(context.args), root)
   if dry_run:
-    if prepared.shared:
-      click.echo(shlex.join(prepared.first.command(prepared.only)))
-    for job in prepared.jobs:
+    for job in (*filter(None, [prepared.shared]), *prepared.jobs):
       click.echo(shlex.join(job.command()))
     return
   board = Board([job.name for job in prepared.jobs])

@@ -26,26 +26,25 @@ Tell = Callable[[str, str, str], None]  # is told the name of a job, its state, 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """A sweep below a root: its jobs, what each configures, and the stages they share."""
+  """The jobs of a sweep below a root, and what each configures.
+
+  Attributes:
+    shared: makes the stages that come out the same in all jobs, in a root of its own, as the first
+      of them would; None if there are no such stages. The others link what it has made, so that it
+      must be done before they start.
+  """
 
   root: Path
+  shared: Job | None
   jobs: tuple[Job, ...]
   experiments: tuple[Experiment, ...]
-  shared: tuple[str, ...]
-
-  @property
-  def first(self) -> Job:
-    """Makes what is shared, in a root of its own, as the first job would."""
-    return dataclasses.replace(self.jobs[0], name=SHARED, root=self.root / SHARED)
-
-  @property
-  def only(self) -> str:
-    """The option of `run` that picks what is shared."""
-    return f'--only={",".join(self.shared)}'
 
 
 def prepare(gin_files: Sequence[str], bindings: Sequence[str], root: Path) -> Prepared:
   """Configures a sweep and the experiment of each job; nothing is written.
+
+  These jobs are all there is to a sweep, whatever starts them: `run` here, or a launcher of jobs
+  elsewhere.
 
   Args:
     bindings: those of Sweep itself, and others, which all jobs are given.
@@ -63,7 +62,11 @@ def prepare(gin_files: Sequence[str], bindings: Sequence[str], root: Path) -> Pr
   configure = lambda job: gin_adapter.configure(Experiment, job.gin_files, job.bindings)[0]
   experiments = tuple(map(configure, jobs))
   sharing.refuse_equal([job.name for job in jobs], experiments)
-  return Prepared(root, jobs, experiments, sharing.shared_stages(experiments))
+  names = sharing.shared_stages(experiments)
+  links = tuple(root / SHARED / name for name in names)
+  first = dataclasses.replace(jobs[0], name=SHARED, root=root / SHARED, only=names)
+  jobs = tuple(dataclasses.replace(job, links=links) for job in jobs)
+  return Prepared(root, first if names else None, jobs, experiments)
 
 
 def run(prepared: Prepared, num_processes: int, tell: Tell) -> int:
@@ -83,13 +86,12 @@ def run(prepared: Prepared, num_processes: int, tell: Tell) -> int:
       else:
         waiting.append(job)
     statuses = []
-    first, names = prepared.first, prepared.shared
-    if waiting and names and not _is_done(prepared.experiments[0], first.root, names):
-      statuses.append(_run(first, processes, tell, prepared.only))
+    shared = prepared.shared
+    if waiting and shared and not _is_done(prepared.experiments[0], shared.root, shared.only):
+      statuses.append(_run(shared, processes, tell))
     if not any(statuses):
       with futures.ThreadPoolExecutor(num_processes) as pool:
-        one = lambda job: _run_linked(job, prepared, processes, tell)
-        statuses += pool.map(one, waiting)
+        statuses += pool.map(lambda job: _run(job, processes, tell), waiting)
   if PREEMPTED_STATUS in statuses:
     return PREEMPTED_STATUS
   if processes.stopped_by is not None:
@@ -101,12 +103,7 @@ def _is_done(experiment: Experiment, root: Path, only: Sequence[str] = ()) -> bo
   return all(one.state is State.DONE for one in outcome(experiment, root, only=only))
 
 
-def _run_linked(job: Job, prepared: Prepared, processes: Processes, tell: Tell) -> int | None:
-  sharing.link(prepared.shared, prepared.root / SHARED, job.root)
-  return _run(job, processes, tell)
-
-
-def _run(job: Job, processes: Processes, tell: Tell, *options: str) -> int | None:
+def _run(job: Job, processes: Processes, tell: Tell) -> int | None:
   """Runs one job and tells of it; its exit status, None if the sweep was stopped before."""
   stages: list[str] = []
 
@@ -117,7 +114,7 @@ def _run(job: Job, processes: Processes, tell: Tell, *options: str) -> int | Non
       stages.append(stage)
       tell(job.name, RUNNING, stage)
 
-  command = [sys.executable, '-m', 'instructretro_jax', *job.command(*options)[1:]]
+  command = [sys.executable, '-m', 'instructretro_jax', *job.command()[1:]]
   status = processes.run(command, job.root / STDERR, follow)
   if status == PREEMPTED_STATUS:
     processes.stop(signal.SIGTERM)

@@ -102,6 +102,19 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def copy(path: Path, target: Path) -> None:
+  """Copies a file to a store, which does it itself where both lie there."""
+  if is_remote(path) and store(path) is store(target):
+    store(path).cp_file(store_name(path), store_name(target))
+    return
+  with tempfile.TemporaryDirectory(prefix='instructretro_') as folder:
+    here = path
+    if is_remote(path):
+      here = Path(folder) / path.name
+      store(path).get_file(store_name(path), str(here))
+    store(target).put_file(str(here), store_name(target))
+
+
 def move(path: Path, target: Path) -> None:
   """Gives a folder another name; in a store its files are copied and deleted, one by one."""
   if not is_remote(path):
@@ -109,7 +122,7 @@ def move(path: Path, target: Path) -> None:
     path.rename(target)
     return
   for name in files_below(path):
-    store(path).cp_file(store_name(path / name), store_name(target / name))
+    copy(path / name, target / name)
   remove(path)
 
 

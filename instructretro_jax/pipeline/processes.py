@@ -10,6 +10,8 @@ import signal
 import subprocess
 import threading
 
+from instructretro_jax.pipeline.growing import GrowingFiles
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -45,8 +47,8 @@ class Processes:
       stderr: file that is written anew with what the process says there.
       on_line: is given each line of its stdout as it comes.
     """
-    stderr.parent.mkdir(parents=True, exist_ok=True)
-    with stderr.open('wb') as errors, self._lock:
+    files = GrowingFiles(stderr.parent)
+    with (files.here / stderr.name).open('wb') as errors, self._lock:
       if self.stopped_by is not None:
         return None
       process = subprocess.Popen(
@@ -62,6 +64,7 @@ class Processes:
     with process:
       for line in process.stdout or ():
         on_line(line.rstrip('\n'))
+    files.close()
     with self._lock:
       self._running.remove(process)
     return process.returncode

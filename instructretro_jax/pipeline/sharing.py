@@ -3,7 +3,7 @@
 The root of a run has a relative link in the place of a stage folder that it shares. All that reads
 the folder, the checks of its manifest among it, follows the link; what would write to it or delete
 it is refused (`stage.refuse_linked`). A copy would be as safe, but a corpus and its index may take
-most of a disk.
+most of a disk. In a store, which has no links, and room, it is a copy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import os
 from pathlib import Path
 
-from instructretro_jax.pipeline import configuration, paths
+from instructretro_jax.pipeline import configuration, manifest, paths
 from instructretro_jax.pipeline.experiment import Experiment
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.stage import Stage
@@ -42,16 +42,38 @@ def refuse_equal(names: Sequence[str], experiments: Sequence[Experiment]) -> Non
         raise StageError(f'{name} and {names[n]} are one experiment: an axis changes no stage')
 
 
-def link(names: Sequence[str], shared: Path, root: Path) -> None:
-  """Gives a root links to the finished stages of another, where it has nothing of that name.
+def unlinked(folders: Sequence[Path], root: Path) -> list[Path]:
+  """Those of the folders of stages for which a root has nothing of that name."""
+  return [folder for folder in folders if not _is_there(root / folder.name)]
+
+
+def _is_there(folder: Path) -> bool:
+  if paths.is_remote(folder):
+    return manifest.recorded_plan(folder) is not None
+  return os.path.lexists(folder)
+
+
+def link(folders: Sequence[Path], root: Path) -> None:
+  """Gives a root links to finished stages of others, where it has nothing of that name.
 
   A folder that is there already is left for the checks of a run. A link is there or not: no more
-  is needed for it to be whole.
+  is needed for it to be whole. Raises StageError if one is to be linked that is not finished.
   """
-  paths.make_folder(root)
-  for name in names:
-    if not os.path.lexists(root / name):
-      (root / name).symlink_to(os.path.relpath(shared / name, root))
+  for folder in unlinked(folders, root):
+    manifest.read_manifest(folder)
+    if paths.is_remote(root):
+      _copy(folder, root / folder.name)
+    else:
+      root.mkdir(parents=True, exist_ok=True)
+      target = os.path.relpath(folder.resolve(), root.resolve())
+      (root / folder.name).symlink_to(target)
+
+
+def _copy(folder: Path, target: Path) -> None:
+  """Copies a finished stage to a store; the manifest last, since without it there is none."""
+  names = [name for name in paths.files_below(folder) if name != manifest.MANIFEST]
+  for name in (*names, manifest.MANIFEST):
+    paths.copy(folder / name, target / name)
 
 
 def _is_same(one: Stage, other: Stage) -> bool:

@@ -24,13 +24,17 @@ class Job:
   root: Path
   gin_files: tuple[str, ...]
   bindings: tuple[str, ...]  # 'NAME = VALUE'
+  only: tuple[str, ...] = ()  # stages that it makes; all if there are none
+  links: tuple[Path, ...] = ()  # folders of finished stages that it reads in place of making them
 
-  def command(self, *options: str) -> tuple[str, ...]:
-    """The command line that runs it, argument by argument, with further options of `run`."""
+  def command(self) -> tuple[str, ...]:
+    """The command line that runs it, argument by argument."""
     files = [f'--gin_file={file}' for file in self.gin_files]
     split = [binding.partition(' = ') for binding in self.bindings]
     values = [f'--gin.{name}={value}' for name, _, value in split]
-    return ('instructretro', 'run', *files, f'--root={self.root}', *values, *options)
+    only = [f'--only={",".join(self.only)}'] if self.only else []
+    links = [f'--link={folder}' for folder in self.links]
+    return ('instructretro', 'run', *files, f'--root={self.root}', *values, *only, *links)
 
 
 @dataclasses.dataclass(frozen=True)

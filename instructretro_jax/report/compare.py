@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from instructretro_jax.pipeline import foreign, manifest
+from instructretro_jax.pipeline import foreign, manifest, settings
 from instructretro_jax.pipeline.paths import is_remote
 from instructretro_jax.report.categories import CATEGORIES, KINDS, RUNS
 from instructretro_jax.report.tables import (
@@ -69,23 +69,13 @@ def _distinct_names(roots: Sequence[Path]) -> list[str]:
 
 def _settings(root: Path, stage: str) -> dict[str, Any]:
   """The arguments of a stage, and of all that it goes back to, by 'stage.argument'; no seeds."""
+  manifest.read_manifest(root / stage)
   found: dict[str, Any] = {}
-  waiting, seen = [stage], set()
-  while waiting:
-    name = waiting.pop()
-    if name in seen or not manifest.is_finished(root / name) and name != stage:
-      continue
-    seen.add(name)
-    plan = manifest.read_manifest(root / name).plan
-    found |= _flat(name, plan.arguments)
-    waiting += plan.inputs
-  return found
-
-
-def _flat(name: str, value: Any) -> dict[str, Any]:
-  if isinstance(value, Mapping):
-    return {k: v for key, one in value.items() for k, v in _flat(f'{name}.{key}', one).items()}
-  return {} if name.endswith(('.seed', '_seed')) else {name: value}
+  for name, plan in settings.history(root / stage).items():
+    if manifest.is_finished(root / name):
+      found |= settings.flat(plan.arguments, name)
+  is_seed = lambda name: name.endswith(('.seed', '_seed'))
+  return {name: value for name, value in found.items() if not is_seed(name)}
 
 
 def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:

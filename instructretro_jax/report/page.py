@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from instructretro_jax.report import plots, tables
+from instructretro_jax.report import hyperparameters, plots, tables
 from instructretro_jax.report.categories import CATEGORIES, RUNS
 
 # Gains, in nats, at which the colour of a token deepens.
@@ -36,6 +36,7 @@ def render(
   perplexity, changes = report['perplexity'], report['perplexity_changes']
   return environment.get_template('page.html.j2').render(
     arms=tables.arm_table(report['curves']),
+    settings=hyperparameters.tables(report['hyperparameters']),
     headline=tables.headline_table(report['headline']) if report['headline'] else None,
     checks=[(check['passed'], tables.check_line(check)) for check in report['checks']],
     perplexity=tables.perplexity_table(perplexity) if perplexity else None,

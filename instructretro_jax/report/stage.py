@@ -12,7 +12,7 @@ from rich.console import Console
 from instructretro_jax.pipeline import manifest
 from instructretro_jax.pipeline.manifest import StageError
 from instructretro_jax.pipeline.stage import Stage
-from instructretro_jax.report import page
+from instructretro_jax.report import hyperparameters, page
 from instructretro_jax.report.categories import KINDS
 from instructretro_jax.report.checks import checks
 from instructretro_jax.report.figures import headline, perplexity_changes
@@ -62,6 +62,7 @@ class Report(Stage):
       'statistics': {name: manifest.read_manifest(root / name).counts for name in self.statistics},
       'curves': {arm: read_curve(root / arm) for arm in self.arms},
       'heldout_curves': {arm: read_heldout(root / arm) for arm in self.arms},
+      'hyperparameters': hyperparameters.read(root, self.arms),
     }
     passages = _read(root, self.perplexity, 'passages.json')
     manifest.write_text(folder / 'report.json', json.dumps(report, indent=1) + '\n')

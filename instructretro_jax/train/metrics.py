@@ -10,9 +10,10 @@ import time
 
 import optax
 import tensorboardX
+from tensorboardX.summary import hparams
 
 from instructretro_jax.array_types import Array
-from instructretro_jax.pipeline import manifest
+from instructretro_jax.pipeline import manifest, settings
 from instructretro_jax.pipeline.growing import GrowingFiles
 from instructretro_jax.pipeline.progress import Bar
 from instructretro_jax.train.finite import not_finite
@@ -57,6 +58,7 @@ class TrainLog:
       self._writer = tensorboardX.SummaryWriter(
         str(self._files.here / 'tensorboard'), purge_step=first_step + 1
       )
+      self._write_hyperparameters()
       self._bar = Bar(total=num_steps, initial=first_step, desc=name, unit='step', mininterval=2)
 
   def add(self, step: int, metrics: Mapping[str, Array]) -> None:
@@ -112,6 +114,12 @@ class TrainLog:
       rows = [line for line in self._path.read_text().splitlines() if line.endswith('}')]
       kept = [line for line in rows if json.loads(line)['step'] <= step]
       manifest.write_text(self._path, ''.join(line + '\n' for line in kept))
+
+  def _write_hyperparameters(self) -> None:
+    """For the page HPARAMS of TensorBoard, which finds its columns and metrics by itself."""
+    asked = settings.hyperparameters(self._folder.parent)
+    _, session, _ = hparams(asked, {})
+    self._writer.file_writer.add_summary(session)
 
   def _write(self) -> None:
     if self._pending is None:

@@ -11,6 +11,8 @@ from tests.pipeline.writing import Write
 class Fragile(Write):
   """Writes its text, unless a file beside the roots says that it fails."""
 
+  seed: int = 0
+
   def build(self, root, folder):
     if (root.parent / f'fails_{self.text}').exists():
       raise StageError(f'{self.text} fails')

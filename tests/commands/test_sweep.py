@@ -1,6 +1,7 @@
 """The command `sweep`: stages that need no training, and once a small experiment, interrupted."""
 
 from pathlib import Path
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 import pytest
 
 from instructretro_jax import main
+from instructretro_jax.commands import sweeping
 from instructretro_jax.pipeline import manifest
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +20,7 @@ from instructretro_jax.pipeline import sweep
 sweep.Sweep.gin_files = ('{experiment}',)
 sweep.Sweep.axes = {axes}
 """
+CUBE = (('LEFT', ('a', 'b')), ('RIGHT', ('x', 'y')), ('SEED', (0, 1)))
 
 
 def arguments(tmp_path, axes, *more, experiment='tests/commands/sweep.gin'):
@@ -57,6 +60,46 @@ def test_a_job_that_fails_leaves_the_others_and_is_run_again(tmp_path):
     assert (root / 'RIGHT-y' / name).is_symlink()
   verified = CliRunner().invoke(main.main, ['verify', str(root / 'RIGHT-y')])
   assert verified.exit_code == 0, verified.output
+
+
+def test_a_sweep_of_three_axes_is_eight_jobs_after_what_they_share(tmp_path):
+  path = tmp_path / 'grid.gin'
+  path.write_text(SWEEP.format(experiment='tests/commands/sweep.gin', axes=CUBE))
+  prepared = sweeping.prepare([str(path)], (), Path('runs/cube'))
+  files = ('instructretro', 'run', '--gin_file=tests/commands/sweep.gin')
+  links = ('--link=runs/cube/shared/base',)
+  assert prepared.shared.command() == (
+    *files, '--root=runs/cube/shared', "--gin.LEFT='a'", "--gin.RIGHT='x'", '--gin.SEED=0',
+    '--only=base',
+  )  # fmt: skip
+  assert [job.command() for job in prepared.jobs] == [
+    (
+      *files, f'--root=runs/cube/LEFT-{left}_RIGHT-{right}_SEED-{seed}', f"--gin.LEFT='{left}'",
+      f"--gin.RIGHT='{right}'", f'--gin.SEED={seed}', *links,
+    )
+    for left in 'ab' for right in 'xy' for seed in (0, 1)
+  ]  # fmt: skip
+
+
+def test_commands_of_a_dry_run_do_by_hand_what_the_sweep_does(tmp_path):
+  axes = (('RIGHT', ('x', 'y')),)
+  result = sweep(tmp_path, axes, '--dry_run')
+  lines = [shlex.split(line)[1:] for line in result.stdout.splitlines()]
+  shared, *jobs = lines
+  assert len(jobs) == 2 and '--only=base,left' in shared
+  waiting = CliRunner().invoke(main.main, jobs[0])
+  assert waiting.exit_code == 2 and 'does not exist' in waiting.output
+  for line in (shared, *jobs):
+    assert CliRunner().invoke(main.main, line).exit_code == 0
+  assert num_runs(tmp_path / 'sweep' / 'shared' / 'base') == 1
+  result = sweep(tmp_path, axes)
+  assert result.exit_code == 0 and result.stderr.count('done: up to date') == 2
+  told = CliRunner().invoke(main.main, [*jobs[0], '--dry_run', f'--root={tmp_path}/other'])
+  assert f'left: would be linked to {tmp_path}/sweep/shared/left' in told.stdout.splitlines()
+  assert 'right: would run' in told.stdout.splitlines() and not (tmp_path / 'other').exists()
+  strange = [*jobs[0], f'--link={tmp_path}']
+  with pytest.raises(manifest.StageError, match='no stage is named'):
+    raise CliRunner().invoke(main.main, strange).exception
 
 
 def test_a_machine_that_is_taken_away_ends_the_sweep(tmp_path):

@@ -1,5 +1,6 @@
 """The grid of a sweep, and which stages its jobs share."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -51,10 +52,12 @@ def test_names_and_commands_are_readable():
     'SEED-0_lr_schedule-cosine', 'SEED-0_lr_schedule-wsd',
     'SEED-1_lr_schedule-cosine', 'SEED-1_lr_schedule-wsd',
   ]  # fmt: skip
-  assert jobs[1].command('--dry_run') == (
+  job = dataclasses.replace(jobs[1], only=('a', 'b'), links=(Path('old/c'), Path('old/d')))
+  assert job.command() == (
     'instructretro', 'run', '--gin_file=a.gin', '--gin_file=b.gin',
     '--root=runs/s/SEED-0_lr_schedule-wsd', '--gin.STEPS=3', '--gin.SEED=0',
-    "--gin.fit/retro/optimizer.AdamW.lr_schedule='wsd'", '--dry_run',
+    "--gin.fit/retro/optimizer.AdamW.lr_schedule='wsd'", '--only=a,b', '--link=old/c',
+    '--link=old/d',
   )  # fmt: skip
 
 
@@ -110,9 +113,14 @@ def test_shared_is_what_is_alike_and_reads_only_that():
 def test_a_linked_stage_is_read_and_never_written_to(tmp_path):
   quiet = lambda line: None
   run_experiment(chain(), tmp_path / 'shared', only=['a', 'b'], log=quiet)
-  sharing.link(['a', 'b'], tmp_path / 'shared', tmp_path / 'job')
-  sharing.link(['a', 'b'], tmp_path / 'shared', tmp_path / 'job')  # again does nothing
-  assert str((tmp_path / 'job' / 'a').readlink()) == '../shared/a'
+  shared = [tmp_path / 'shared' / name for name in 'ab']
+  (tmp_path / 'elsewhere' / 'job').mkdir(parents=True)
+  (tmp_path / 'job').symlink_to('elsewhere/job')  # a root may be a link itself
+  sharing.link(shared, tmp_path / 'job')
+  sharing.link(shared, tmp_path / 'job')  # again does nothing
+  assert str((tmp_path / 'job' / 'a').readlink()) == '../../shared/a'
+  with pytest.raises(manifest.StageError, match='shared/c holds no finished stage'):
+    sharing.link([tmp_path / 'shared' / 'c'], tmp_path / 'job')
   run_experiment(chain(), tmp_path / 'job', log=quiet)
   assert all(one.state is State.DONE for one in outcome(chain(), tmp_path / 'job'))
   assert (tmp_path / 'shared' / 'a' / 'logs' / 'runs').read_text() == 'x'  # made once

@@ -110,7 +110,9 @@ def write_run(
     'neighbours': {'heldout': {'run_shared_by_neighbours_with_the_next_chunk': {'mean': 7.25}}},
   }
   for name in REPORT.reads():
-    plan = manifest.Plan('Synthetic', {}, {})
+    own = {'num_steps': 600 if name == 'pretrain' else 60, 'init_from': SCRIPT}
+    asked = {'name': name, 'seed': 7, **own, 'optimizer': {'class': 'AdamW', 'betas': [0.9, 0.95]}}
+    plan = manifest.Plan('Synthetic', asked if name in ARMS else {}, {})
     manifest.commit(root / name, plan, counts.get(name, {}), frozenset({'logs'}))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from instructretro_jax.pipeline import stage
 from instructretro_jax.pipeline.manifest import StageError
-from instructretro_jax.report import page, tables
+from instructretro_jax.report import hyperparameters, page, tables
 from instructretro_jax.report.categories import CATEGORIES
 from instructretro_jax.report.stage import read_curve
 from tests.report import synthetic
@@ -65,6 +65,26 @@ def test_tags_are_balanced_and_ids_unique(built):
   checker.feed((built / 'index.html').read_text())
   assert not checker.open
   assert len(checker.ids) == len(set(checker.ids))
+
+
+def test_what_each_arm_was_asked_is_on_the_page(built):
+  asked = json.loads((built / 'report.json').read_text())['hyperparameters']
+  assert list(asked) == list(synthetic.ARMS)
+  differ, common = hyperparameters.tables(asked)
+  words = lambda rows: [tuple(cell.text for cell in row) for row in rows]
+  assert words([differ.columns]) == [('setting', *synthetic.ARMS)]
+  assert words(differ.rows) == [('num_steps', '600', '60', '60', '60', '60')]
+  assert words(common.rows) == [
+    ('init_from', synthetic.SCRIPT), ('optimizer.betas', '[0.9, 0.95]'),
+    ('optimizer.class', 'AdamW'), ('seed', '7'),
+  ]  # fmt: skip
+  page = (built / 'index.html').read_text()
+  assert differ.title in page and '[0.9, 0.95]' in page
+  # a setting that one arm alone has; none where there is one arm
+  assert words(hyperparameters.tables({'a': {'x': None}, 'b': {}, 'c': {'x': True}})[0].rows) == [
+    ('x', '–', '–', 'true')
+  ]
+  assert [t.title for t in hyperparameters.tables({'a': {'x': 1}})] == [common.title]
 
 
 def test_held_out_curves_stand_beside_the_training_loss(built):
