@@ -28,11 +28,11 @@ def configure(model, *bindings):
 
 @pytest.mark.parametrize('family', ['llama', 'gpt2'])
 def test_sizes_are_those_of_the_folder(family):
-  arms = [s for s in configure(GOLDEN / family).stages if isinstance(s, Train)]
+  arms = [s for s in configure(GOLDEN / family, 'CHUNK_LEN = 32').stages if isinstance(s, Train)]
   decoder = architectures.read(json.loads((GOLDEN / family / 'config.json').read_text()))
   assert [arm.name for arm in arms] == ['gpt_fit', 'retro_fit']
   assert {arm.model.decoder for arm in arms} == {decoder}
-  assert arms[1].model.retro_layers == (1,) and arms[1].model.chunk_len == 64
+  assert arms[1].model.retro_layers == (1,) and arms[1].model.chunk_len == 32
 
 
 def test_a_size_without_weights_comes_from_gin():
