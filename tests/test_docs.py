@@ -10,6 +10,7 @@ import pytest
 from instructretro_jax import main
 
 ROOT = Path(__file__).parent.parent
+MODEL = ROOT / 'tests' / 'golden' / 'hf' / 'llama'
 FOLDERS = ('experiments', 'docs')
 PAGES = [
   ROOT / 'README.md', *(p for name in FOLDERS for p in sorted((ROOT / name).rglob('*.md')))
@@ -38,6 +39,7 @@ def test_a_command_of_a_page_is_real(line, tmp_path):
       assert option in options, f'{option} of {line}'
   if name in ('run', 'sweep'):
     own_root = [a for a in arguments if not a.startswith('--root=')]
+    own_root = [a.replace('my/model', str(MODEL)) for a in own_root]  # is read to configure
     result = CliRunner().invoke(main.main, [name, *own_root, f'--root={tmp_path}', '--dry_run'])
     assert result.exit_code == 0, result.output or result.exception
 

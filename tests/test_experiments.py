@@ -20,6 +20,7 @@ from instructretro_jax.train import loop, state
 from tests.checkpoints import load_params
 
 ROOT = Path(__file__).parent.parent
+MODEL = ROOT / 'tests' / 'golden' / 'hf' / 'llama'
 FILES = sorted((ROOT / 'experiments').rglob('*.gin'))
 SWEEPS = [p for p in FILES if 'sweeps' in p.parts]
 EXPERIMENTS = [p for p in FILES if p not in SWEEPS]
@@ -32,7 +33,8 @@ def configure(path, *bindings):
 
 @pytest.mark.parametrize('path', WHOLE, ids=lambda p: f'{p.parent.name}-{p.stem}')
 def test_every_experiment_is_parsed_and_built(path):
-  experiment, _ = gin_adapter.configure(Experiment, [str(path)], placeholder='a path')
+  model = [f"MODEL = '{MODEL}'"] if 'own_model' in path.parts else []  # its size is read there
+  experiment, _ = gin_adapter.configure(Experiment, [str(path)], model, placeholder='a path')
   arms = [s for s in experiment.stages if isinstance(s, loop.Train)]
   assert arms or any(isinstance(s, zero_shot.ZeroShot) for s in experiment.stages)
   for member in experiment.stages:

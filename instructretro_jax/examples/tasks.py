@@ -115,8 +115,20 @@ class LanguageModel(Task):
     return self.neighbours is not None
 
   def source(self, root: Path, split: str, chunk_len: int | None = None) -> ExampleSource:
-    """The examples of one split. Raises StageError if those in the cache are of another task."""
-    return self._cached(root / self.cache, split) if self.cache else self.sequences(root, split)
+    """The examples of one split.
+
+    Raises StageError if the split has less text than one example, or those in the cache are of
+    another task.
+    """
+    if self.cache:
+      return self._cached(root / self.cache, split)
+    store = ChunkStore(root / self.chunks, split)
+    if len(store) * store.chunk_len < self.seq_len:
+      raise manifest.StageError(
+        f'the {split} split has {len(store)} chunks of {store.chunk_len} tokens, too few for one '
+        f'sequence of {self.seq_len}: give more text, or lower seq_len'
+      )
+    return self.sequences(root, split)
 
   def sequences(self, root: Path, split: str) -> Sequences:
     """The examples of one split, joined as they are read."""

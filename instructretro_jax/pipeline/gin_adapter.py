@@ -64,6 +64,8 @@ def configure(
     if wrong := list(wrong_fields(made, function.__name__)):
       raise manifest.StageError('; '.join(wrong[:_MOST_SHOWN]))
     return made, gin.operative_config_str()
+  except manifest.StageError as error:  # gin adds a line for each function that it was called by
+    raise manifest.StageError(str(error).partition('\n')[0]) from error
   except (
     ValueError,
     RuntimeError,

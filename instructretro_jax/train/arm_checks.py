@@ -62,6 +62,15 @@ def check_longest(name: str, longest: int, decoder: DecoderConfig) -> None:
     )
 
 
+def check_enough(name: str, num_examples: int, batch_size: int) -> None:
+  """Raises StageError if the examples of an epoch do not make one batch."""
+  if num_examples < batch_size:
+    raise StageError(
+      f'{name}: its task has {num_examples} examples, too few for one batch of {batch_size}: give '
+      'more text, or lower batch_size'
+    )
+
+
 def is_longer(
   name: str, there: Mapping[str, Any], asked: Mapping[str, Any], optimizer: Optimizer
 ) -> bool:

@@ -216,9 +216,8 @@ class Checkpoint:
     if missing := sorted(held.keys() - parts['trainable'].keys() - parts['frozen'].keys()):
       raise manifest.StageError(f'the checkpoint of {self._folder} has no {missing[:4]}')
     wanted = {n: {path: x for path, x in part.items() if path in held} for n, part in parts.items()}
-    wanted = {
-      n: part for n, part in wanted.items() if part
-    }  # Orbax takes no {} for what holds more
+    # Orbax takes no {} for what holds more
+    wanted = {name: part for name, part in wanted.items() if part}
     place = lambda part: {path: ocp.ArrayRestoreArgs(sharding=held[path]) for path in part}
     where = {name: place(part) for name, part in wanted.items()}
     processes = {d.process_index for s in shardings.values() for d in s.device_set}

@@ -25,7 +25,13 @@ from instructretro_jax.pipeline import configuration
 from instructretro_jax.pipeline.hosts import Hosts
 from instructretro_jax.pipeline.stage import Stage
 from instructretro_jax.text import vocabulary
-from instructretro_jax.train.arm_checks import check_longest, check_room, check_settings, is_longer
+from instructretro_jax.train.arm_checks import (
+  check_enough,
+  check_longest,
+  check_room,
+  check_settings,
+  is_longer,
+)
 from instructretro_jax.train.checkpoint import Checkpoints, model_record
 from instructretro_jax.train.compiled_step import CompiledStep, compile_step
 from instructretro_jax.train.execution_log import note_execution
@@ -131,6 +137,7 @@ class Train(Stage):
     fingerprint = vocabulary.fingerprint(vocab)
     source = self.task.source(root, 'train', self.model.chunk_len if self.gate != 0 else None)
     check_longest(self.name, self.task.longest(source), self.model.decoder)
+    check_enough(self.name, len(source), self.batch_size)
     given = root / self.init_from if self.init_from else None
     order, first = self.task.order(root, source), 0
     if self.continue_data and given is not None:

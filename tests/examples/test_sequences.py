@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from instructretro_jax.examples.sequences import Sequences, example_ids
+from instructretro_jax.examples.tasks import LanguageModel
+from instructretro_jax.pipeline.manifest import StageError
+from tests.retrieval.fixtures import CHUNK_LEN
 
 C = 4
 
@@ -63,3 +66,11 @@ def test_a_short_end_is_padded():
 def test_sequence_length_must_be_whole_chunks():
   with pytest.raises(ValueError, match='10 is no multiple of the chunk length 4'):
     Sequences(Store(), 10, 0)
+
+
+def test_text_of_less_than_a_sequence_is_refused(built_run_folder):
+  of = lambda seq_len: LanguageModel(seq_len=seq_len).source(built_run_folder, 'train')
+  whole = len(of(CHUNK_LEN)) * CHUNK_LEN
+  assert len(of(whole)) == 1
+  with pytest.raises(StageError, match=f'too few for one sequence of {whole + CHUNK_LEN}'):
+    of(whole + CHUNK_LEN)

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from instructretro_jax import main
 from instructretro_jax.examples.tasks import LanguageModel
 from instructretro_jax.interop import architectures, huggingface
+from instructretro_jax.interop.export_stage import Export
 from instructretro_jax.interop.stages import ImportVocabulary, ImportWeights, import_alone
 from instructretro_jax.model.cross_attention_init import CrossAttentionInit
 from instructretro_jax.model.retro import Retro
@@ -111,6 +112,23 @@ def test_weights_that_the_experiment_does_not_expect_are_refused(tmp_path):
   config, _ = huggingface.load_lazy(GOLDEN / 'mistral')
   with pytest.raises(StageError, match='head_width is 6 there and 8 here'):
     stage.run(ImportWeights(source=LLAMA, model=config), tmp_path)
+
+
+def test_an_export_is_a_stage_and_keeps_what_is_written(tmp_path):
+  stage.run(ImportWeights(source=LLAMA), tmp_path)
+  out = tmp_path / 'export' / 'huggingface'
+  made = stage.run(Export(arm='backbone'), tmp_path)
+  assert {'huggingface/config.json', 'huggingface/model.safetensors'} <= set(made.files)
+  _, again = huggingface.load(out)
+  _, given = huggingface.load(GOLDEN / 'llama')
+  for path, x in flat(given).items():
+    np.testing.assert_array_equal(flat(again)[path], x)
+  (tmp_path / 'export' / manifest.MANIFEST).unlink()  # as if killed before the manifest
+  written = (out / 'model.safetensors').stat().st_mtime_ns
+  stage.run(Export(arm='backbone'), tmp_path)
+  assert (out / 'model.safetensors').stat().st_mtime_ns == written
+  with pytest.raises(ValueError, match="'gguf'"):
+    Export(arm='backbone', formats=('gguf',))
 
 
 def arm(model, gate, kind='random'):

@@ -97,6 +97,11 @@ def train(root, name, **changes):
   return counts, json.loads((root / 'seen').read_text())
 
 
+def test_an_epoch_of_less_than_a_batch_is_refused(root):
+  with pytest.raises(manifest.StageError, match='has 100 examples, too few for one batch of 104'):
+    train(root, 'large', batch_size=104)
+
+
 def test_a_fit_continues_the_stream_of_its_gpt(root):
   _, first = train(root, 'gpt', data_seed=5)
   _, behind = train(root, 'fit', data_seed=5, init_from='gpt', continue_data=True)
