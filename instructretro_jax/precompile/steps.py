@@ -15,6 +15,7 @@ import numpy as np
 from instructretro_jax.array_types import Params
 from instructretro_jax.inference.cache import Cache, compile_step, prefill
 from instructretro_jax.model import flops
+from instructretro_jax.model.cudnn import assuming_hopper
 from instructretro_jax.model.param_groups import is_retrieval
 from instructretro_jax.model.retro import Retro, is_open
 from instructretro_jax.model.sharding import batch_sharding, to_spec
@@ -44,7 +45,7 @@ class Step:
 
   def lower(self, mesh: Mesh) -> jax.stages.Lowered:
     """The step as the compiler gets it."""
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), assuming_hopper():  # as all GPUs of topology.py are
       return self.function.lower(*self.arguments)
 
 
