@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from instructretro_jax.array_types import Array
 from instructretro_jax.model import sharding
+from instructretro_jax.model.cudnn import attend_by_cudnn
 
 ATTENTIONS = ('dot_product', 'splash', 'cudnn')  # of `attend_causally`
 
@@ -140,18 +141,16 @@ def attend_causally(
 
   Args:
     segments_BL: document of each position; None: all are of one.
-    kernel: 'dot_product', `attend`; 'splash', Pallas on TPUs, which never forms the scores;
-      'cudnn', on NVIDIA GPUs, for float16 and bfloat16.
+    kernel: 'dot_product', `attend`; 'splash', Pallas on TPUs; 'cudnn', on NVIDIA GPUs, for
+      float16 and bfloat16. The last two never form the scores, nor a mask of their size.
 
-  Raises ValueError if the length does not suit the splash kernel.
+  Raises ValueError if the length does not suit the splash kernel, and what `attend_by_cudnn` does.
   """
   if kernel == 'splash':
     return attend_by_splash(q_BLHA, k_BLGA, v_BLGA, segments_BL)
-  mask_B1LL = causal_mask(segments_BL, q_BLHA.shape[1])
   if kernel == 'cudnn':
-    return jax.nn.dot_product_attention(
-      q_BLHA, k_BLGA, v_BLGA, mask=mask_B1LL, implementation='cudnn'
-    )
+    return attend_by_cudnn(q_BLHA, k_BLGA, v_BLGA, segments_BL)
+  mask_B1LL = causal_mask(segments_BL, q_BLHA.shape[1])
   L, most = q_BLHA.shape[1], max(1, min(_CAUSAL_BLOCKS, q_BLHA.shape[1] // _LEAST_BLOCK))
   block = L // max(n for n in range(1, most + 1) if L % n == 0)
   q_BGILA, k_BGLA, v_BGLA = _heads_first(q_BLHA, k_BLGA, v_BLGA)

@@ -14,6 +14,7 @@ import numpy as np
 from instructretro_jax.array_types import Params
 from instructretro_jax.inference.cache import Cache, compile_step, prefill
 from instructretro_jax.model import flops
+from instructretro_jax.model.cudnn import assuming_hopper
 from instructretro_jax.model.retro import Retro, is_open
 from instructretro_jax.model.sharding import batch_sharding, to_spec
 from instructretro_jax.pipeline import manifest
@@ -43,7 +44,7 @@ class Step:
 
   def lower(self, mesh: Mesh) -> jax.stages.Lowered:
     """The step as the compiler gets it."""
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), assuming_hopper():  # as all GPUs of topology.py are
       return self.function.lower(*self.arguments)
 
 

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import json
+import types
 
 from click.testing import CliRunner
 import jax
+from jax._src.cudnn import fused_attention_stablehlo as fused
 import numpy as np
 import pytest
 
@@ -226,6 +228,13 @@ def test_a_step_without_room_does_not_fit(monkeypatch):
   found = figures.__wrapped__(arm('fit'))
   assert found['fits'] is False and found['peak_bytes'] == int(97.46 * 2**30)
   assert found['floor_seconds'] is None and found['model_flops'] > 0
+
+
+def test_a_step_is_lowered_as_if_the_gpu_were_here():
+  ask = lambda: fused.check_compute_capability('9.0')  # before packed documents are lowered
+  sizes = dict(parameters=0, trained_parameters=0, model_flops=0, model_flops_masked=0)
+  step = steps.Step(function=types.SimpleNamespace(lower=ask), arguments=(), **sizes)
+  assert step.lower(make_mesh(MeshConfig())) and not ask()
 
 
 def test_the_command_prints_and_writes_what_it_found(tmp_path, monkeypatch):
