@@ -8,6 +8,8 @@ from typing import Any
 
 from instructretro_jax.interop import stages
 from instructretro_jax.model.config import require_in
+from instructretro_jax.pipeline import paths
+from instructretro_jax.pipeline.atomic import is_whole
 from instructretro_jax.pipeline.stage import Stage
 
 
@@ -38,6 +40,7 @@ class Export(Stage):
     Raises StageError if one of them cannot express the model.
     """
     for kind in self.formats:
-      if not (folder / kind).exists():
+      if not is_whole(folder / kind):
+        paths.remove(folder / kind)  # what a kill has left in a store
         stages.export(root / self.arm, folder / kind, kind)
     return {'formats': list(self.formats)}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import dataclasses
 from pathlib import Path, PurePosixPath
 
+from instructretro_jax.pipeline.paths import to_path
 from instructretro_jax.text.documents import Document, Problems, Source
 from instructretro_jax.text.files import Pattern, named_files
 from instructretro_jax.text.sources import Arrow, JsonLines, Parquet, TextFiles
@@ -36,7 +37,7 @@ class AnyFiles:
 
 def _files_of(pattern: str) -> str:
   """A pattern of files: of those of a folder, if that is what is named."""
-  return f'{pattern}/**/*' if Path(pattern).expanduser().is_dir() else pattern
+  return f'{pattern}/**/*' if to_path(pattern).is_dir() else pattern
 
 
 def _reader(path: Path) -> Source:

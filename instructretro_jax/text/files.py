@@ -66,7 +66,9 @@ def _matches(base: Path, whole: Path) -> list[Path]:
     from fsspec.utils import glob_translate
 
     is_wanted = re.compile(glob_translate(str(rest))).fullmatch
-    return [base / name for name in paths.files_below(base) if is_wanted(name)]
+    is_hidden = lambda name: '/.' in f'/{name}'  # as glob has it
+    names = [name for name in paths.files_below(base) if not is_hidden(name)]
+    return [base / name for name in names if is_wanted(name)]
   found = glob.glob(str(Path(glob.escape(str(base))) / rest), recursive=True)
   return [path for path in map(Path, found) if path.is_file()]
 

@@ -95,7 +95,7 @@ def test_copies_are_shared_renewed_mended_and_bounded(store, tmp_path, monkeypat
 
 
 def test_a_pattern_matches_in_a_store(store):
-  for name in ('text/a.txt', 'text/deep/b.txt', 'text/c.md'):
+  for name in ('text/a.txt', 'text/deep/b.txt', 'text/c.md', 'text/.d.txt'):
     manifest.write_text(store / name, name)
   found = matching_files(f'{store}/text/**/*.txt')
   assert [name for name, _ in found] == ['a.txt', 'deep/b.txt']
