@@ -1,5 +1,6 @@
 """The command `sweep`: stages that need no training, and once a small experiment, interrupted."""
 
+import os
 from pathlib import Path
 import shlex
 import signal
@@ -124,34 +125,62 @@ def test_a_grid_that_is_wrong_starts_nothing(tmp_path, axes, more, words):
   assert not (tmp_path / 'sweep').exists()
 
 
-@pytest.mark.slow(minutes=6)
-@pytest.mark.packages
-def test_an_interrupted_sweep_goes_on_and_builds_one_corpus(tmp_path, tiny_documents):
-  axes = (('SEED', (0, 1)), ('FIT_RATE', (1e-3, 2e-3)))
+def kill_with_children(process):
+  """As a machine dies: a sweep and its jobs, each of which is a session of its own."""
+  process.send_signal(signal.SIGSTOP)  # it starts no other meanwhile
+  threads = Path(f'/proc/{process.pid}/task').glob('*/children')
+  for number in (process.pid, *(int(n) for path in threads for n in path.read_text().split())):
+    os.kill(number, signal.SIGKILL)
+  process.communicate()
+
+
+@pytest.mark.slow(minutes=5)
+def test_a_sweep_of_eight_that_is_killed_and_interrupted_builds_one_corpus(
+  tmp_path, tiny_documents
+):
+  axes = (
+    ('FIT_RATE', (1e-3, 2e-3)), ('fit/retro/loop.Train.gate', (1.0, 'random')), ('SEED', (0, 1))
+  )  # fmt: skip
   more = ['--processes=2', f"--gin.DOCUMENTS='{tiny_documents}/*.txt'"]
-  given = arguments(tmp_path, axes, *more, experiment='tests/tiny.gin')
+  given = arguments(tmp_path, axes, *more, experiment='tests/pipeline/hosts.gin')
   start = lambda: subprocess.Popen(
-    [sys.executable, '-m', 'instructretro_jax', *given],
-    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    [sys.executable, '-m', 'instructretro_jax', *given], text=True,
+    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2'},
   )  # fmt: skip
   root = tmp_path / 'sweep'
-  process = start()
-  while process.poll() is None and not list(root.glob('SEED*/gpt_fit/manifest.json')):
-    time.sleep(0.05)
+  finished = lambda stage: list(root.glob(f'FIT_RATE*/{stage}/manifest.json'))
+
+  def start_until(stage, count):
+    process = start()
+    while process.poll() is None and len(finished(stage)) < count:
+      time.sleep(0.05)
+    return process
+
+  kill_with_children(start_until('gpt', 1))
+  corpus = manifest.read_manifest(root / 'shared' / 'corpus')
+  made = (root / 'shared' / 'corpus' / 'manifest.json').stat().st_mtime_ns
+  process = start_until('perplexity', 3)
   process.send_signal(signal.SIGINT)
   _, said = process.communicate(timeout=120)
   assert process.returncode == 128 + signal.SIGINT, said
-  jobs = sorted(root.glob('SEED*'))
-  assert not all((job / 'report').exists() for job in jobs)
-  before = manifest.read_manifest(root / 'shared' / 'corpus')
+  before = {path: path.stat().st_mtime_ns for path in finished('perplexity')}
+  assert 3 <= len(before) < 8
   process = start()
   out, said = process.communicate()
   assert process.returncode == 0, said
-  jobs = sorted(root.glob('SEED*'))
-  assert len(jobs) == 4
+  assert said.count('done: up to date') == len(before)
+  jobs = sorted(root.glob('FIT_RATE*'))
+  assert [job.name for job in jobs] == [
+    f'FIT_RATE-{rate}_gate-{gate}_SEED-{seed}'
+    for rate in ('0.001', '0.002') for gate in ('1.0', 'random') for seed in (0, 1)
+  ]  # fmt: skip
   for job in jobs:
-    assert manifest.is_finished(job / 'report')
+    assert manifest.is_finished(job / 'perplexity')
     assert (job / 'corpus').is_symlink() and (job / 'neighbours').is_symlink()
-    assert not (job / 'gpt_fit').is_symlink()
-  assert manifest.read_manifest(root / 'shared' / 'corpus') == before
-  assert out.count('Per cent below the arm without retrieval') == 2  # a group for each rate
+    assert not (job / 'gpt').is_symlink()
+  assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+  assert manifest.read_manifest(root / 'shared' / 'corpus') == corpus
+  assert (root / 'shared' / 'corpus' / 'manifest.json').stat().st_mtime_ns == made
+  # a group for each rate and gate, of two seeds
+  assert out.count('Perplexity by kind of token: mean of 2 runs') == 4
