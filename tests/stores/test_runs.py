@@ -4,6 +4,7 @@ from collections.abc import Callable
 import os
 from pathlib import Path
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -42,10 +43,10 @@ def test_stages_give_what_they_give_on_disk(store, tmp_path, tiny_documents):
   assert fingerprints(store) == fingerprints(tmp_path / 'disk')
 
 
-def start(root: Path, documents: Path, log: Path) -> subprocess.Popen:
+def start(root: Path, documents: Path, log: Path, *more: str) -> subprocess.Popen:
   environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '2'}
   command = [sys.executable, '-m', 'instructretro_jax', 'run', '--gin_file=tests/tiny.gin']
-  command += [f'--root={root}', f"--gin.DOCUMENTS='{documents}/*.txt'"]
+  command += [f'--root={root}', f"--gin.DOCUMENTS='{documents}/*.txt'", *more]
   with log.open('ab') as output:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
 
@@ -92,3 +93,19 @@ def test_a_run_in_a_store_ends_with_the_bytes_of_one_on_disk(
   assert process.wait() == 0, log.read_text()
   assert proxy.num_refused > before
   assert fingerprints(away) == fingerprints(disk)
+
+
+@pytest.mark.slow(minutes=3)
+@pytest.mark.packages
+def test_two_processes_write_one_checkpoint(store, tmp_path, tiny_documents):
+  if str(store).startswith('s3://'):
+    pytest.skip('several processes are refused there')
+  log, disk = tmp_path / 'log', tmp_path / 'disk'
+  for root in (store, disk):
+    with socket.socket() as listening:
+      listening.bind(('127.0.0.1', 0))
+      port = listening.getsockname()[1]
+    more = ('--to=gpt_fit', f'--coordinator=127.0.0.1:{port}', '--num_processes=2')
+    both = [start(root, tiny_documents, log, *more, f'--process_id={n}') for n in range(2)]
+    assert [process.wait() for process in both] == [0, 0], log.read_text()
+  assert fingerprints(store) == fingerprints(disk)
