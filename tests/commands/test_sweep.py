@@ -134,7 +134,7 @@ def kill_with_children(process):
   process.communicate()
 
 
-@pytest.mark.slow(minutes=5)
+@pytest.mark.slow(minutes=7)
 def test_a_sweep_of_eight_that_is_killed_and_interrupted_builds_one_corpus(
   tmp_path, tiny_documents
 ):
