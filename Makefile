@@ -30,13 +30,13 @@ lint: .venv/installed
 	.venv/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch .venv/installed
 
-# .venv with what only slow tests need: PyTorch and transformers as oracles, and the compiler of
-# TPUs beside it; where that is installed, JAX looks for TPUs at every start
+# .venv with what only slow tests need: PyTorch and transformers as oracles, lm_eval, and the compiler
+# of TPUs beside it; where that is installed, JAX looks for TPUs at every start
 .venv-slow/installed: .venv/installed
 	$(PYTHON) -m venv .venv-slow
 	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 	  $$(.venv-slow/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
-	.venv-slow/bin/python -m pip install $(QUIET) --disable-pip-version-check 'instructretro-jax[interop,tpu]'
+	.venv-slow/bin/python -m pip install $(QUIET) --disable-pip-version-check 'instructretro-jax[interop,lm_eval,tpu]'
 	touch .venv-slow/installed
 
 # writes the lock anew; needs uv
