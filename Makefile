@@ -36,7 +36,7 @@ lint: .venv/installed
 	$(PYTHON) -m venv .venv-slow
 	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 	  $$(.venv-slow/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
-	.venv-slow/bin/python -m pip install $(QUIET) --disable-pip-version-check 'instructretro-jax[interop,tpu,xmanager,notebooks]'
+	.venv-slow/bin/python -m pip install $(QUIET) --disable-pip-version-check 'instructretro-jax[interop,tpu,xmanager,notebooks,lm_eval]'
 	touch .venv-slow/installed
 
 # writes the lock anew; needs uv

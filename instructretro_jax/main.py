@@ -10,6 +10,7 @@ from instructretro_jax.commands.compare import compare
 from instructretro_jax.commands.demo import demo
 from instructretro_jax.commands.generate import generate, score
 from instructretro_jax.commands.inspect import inspect
+from instructretro_jax.commands.lm_eval import lm_eval
 from instructretro_jax.commands.precompile import precompile
 from instructretro_jax.commands.run import run
 from instructretro_jax.commands.sweep import sweep
@@ -26,7 +27,8 @@ def main() -> None:
 
 
 for command in (
-  run, sweep, verify, inspect, compare, generate, score, demo, import_weights, export, precompile
+  run, sweep, verify, inspect, compare, generate, score, lm_eval, demo, import_weights, export,
+  precompile,
 ):  # fmt: skip
   main.add_command(command)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -66,11 +67,17 @@ class LiveRetriever:
     ids_QK, scores_QK = self._index.search(vectors_QS, num_neighbours)
     has_text = np.array([bool(text.strip()) for text in texts]) & vectors_QS.any(axis=1)
     return [
-      [self._neighbour(int(i), float(score)) for i, score in zip(ids, scores) if i >= 0 and usable]
+      [self.neighbour(int(i), float(score)) for i, score in zip(ids, scores) if i >= 0 and usable]
       for ids, scores, usable in zip(ids_QK, scores_QK, has_text)
     ]
 
-  def _neighbour(self, chunk: int, score: float) -> Neighbour:
+  @property
+  def num_chunks(self) -> int:
+    """M: chunks that can be neighbours."""
+    return len(self._database)
+
+  def neighbour(self, chunk: int, score: float | None = None) -> Neighbour:
+    """A chunk of the database with its continuation."""
     database = self._database
     tokens_R, mask_R = database.neighbour_tokens(np.array(chunk), self._vocab.pad_id)
     tokens = tokens_R[mask_R].tolist()
@@ -82,6 +89,26 @@ class LiveRetriever:
       document=database.provenance(int(database.document[chunk]))['id'],
       score=score,
     )
+
+
+class RandomRetriever:
+  """Finds chunks that have nothing to do with a text: the control of a retriever.
+
+  Which they are is decided by the text alone.
+  """
+
+  def __init__(self, retriever: LiveRetriever):
+    self._retriever = retriever
+
+  def find(self, texts: Sequence[str], num_neighbours: int) -> list[list[Neighbour]]:
+    """Different chunks for each text; none for a text of nothing but white space."""
+    return [self._drawn(text, num_neighbours) if text.strip() else [] for text in texts]
+
+  def _drawn(self, text: str, num_neighbours: int) -> list[Neighbour]:
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])
+    M = self._retriever.num_chunks
+    ids = np.random.default_rng(seed).choice(M, min(M, num_neighbours), replace=False)
+    return [self._retriever.neighbour(int(i)) for i in ids]
 
 
 def open_retriever(

@@ -9,7 +9,7 @@ import pytest
 from instructretro_jax.pipeline import manifest, stage
 from instructretro_jax.retrieval.embeddings import Embeddings
 from instructretro_jax.retrieval.index_stage import BuildIndex
-from instructretro_jax.retrieval.retriever import open_retriever
+from instructretro_jax.retrieval.retriever import RandomRetriever, open_retriever
 from instructretro_jax.retrieval.word_vectors import WordVectors
 from instructretro_jax.text import vocabulary
 from instructretro_jax.text.chunks import ChunkStore, chunk_text
@@ -51,6 +51,21 @@ def test_a_model_of_another_vocabulary_reads_the_same_text(run):
   own, other = (open_retriever(run, v).find(texts, 2)[0] for v in (vocab, Bytes()))
   assert [n.text for n in own] == [n.text for n in other]
   assert [bytes(n.tokens).decode() for n in other] == [n.text for n in own]
+
+
+def test_random_neighbours_are_decided_by_the_text_alone(run):
+  vocab = vocabulary.load(run / 'vocabulary')
+  retriever = open_retriever(run, vocab)
+  control = RandomRetriever(retriever)
+  texts = ['ape bee ', 'cat ', ' \n']
+  found = control.find(texts, 3)
+  assert found == RandomRetriever(retriever).find(texts[::-1], 3)[::-1] and found[2] == []
+  ids = [[neighbour.chunk_id for neighbour in of_text] for of_text in found[:2]]
+  assert all(len(set(of_text)) == 3 for of_text in ids) and ids[0] != ids[1]
+  assert all(set(of_text) <= set(range(retriever.num_chunks)) for of_text in ids)
+  (best, *_) = retriever.find([found[0][0].text[:20]], 1)[0]
+  same = retriever.neighbour(best.chunk_id)
+  assert (same.text, same.tokens, same.score) == (best.text, best.tokens, None)
 
 
 def test_what_is_missing_is_named(run):
