@@ -136,7 +136,8 @@ gin.config._FILE_READERS.insert(1, (_open, lambda name: _GIVEN.get() is not None
 
 
 def _config_str() -> str:
-  return gin.config_str(max_line_length=10**6)  # a statement a line
+  # a statement a line; gin also draws lines of that length, so that more would take seconds
+  return gin.config_str(max_line_length=20_000)
 
 
 def _macro_values() -> dict[str, str]:

@@ -79,7 +79,9 @@ def _python_rows(name: str) -> Iterator[tuple[str, list[str]]]:
 
 def _text(name: str) -> str:
   """One file of the archive inside the package."""
-  with packages.open_member(packages.PYSERINI, _JAR) as jar, zipfile.ZipFile(jar) as archive:
+  with packages.open_member(packages.PYSERINI, _JAR) as jar:
+    whole = io.BytesIO(jar.read())  # seeking in a compressed file would inflate it twice
+  with zipfile.ZipFile(whole) as archive:
     return archive.read(f'topics-and-qrels/{name}').decode()
 
 

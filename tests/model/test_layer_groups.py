@@ -67,10 +67,14 @@ def value_and_grads(model, params, inputs, gate):
 OTHER = dict(parallel_residual=True, norm_placement='output', qk_norm=True)
 
 
-@pytest.mark.parametrize(('gate', 'changes'), [(0, OTHER), (0.7, {})], ids=['0-other', '0.7'])
-def test_scanned_equals_one_by_one(gate, changes):
+@pytest.mark.parametrize(
+  'gate, changes, remat',
+  [(0, OTHER, 'save_block_inputs'), (0.7, {}, 'save_narrow_products')],
+  ids=['0-other', '0.7'],
+)
+def test_scanned_equals_one_by_one(gate, changes, remat):
   config = with_decoder(num_layers=8, cross_attention_layers=(2, 4, 6), **changes)
-  scanned = Retro(config, Execution(scan_layers=True, remat='save_narrow_products'))
+  scanned = Retro(config, Execution(scan_layers=True, remat=remat))
   inputs = make_inputs(length=13)
   params = init(config, inputs)
   stacked = stack_layers(params, config)
@@ -93,18 +97,26 @@ def test_stacked_parameters_have_a_layers_axis():
   assert flat['decoder_2/mlp/up/kernel'].names == ('embed', 'mlp')
 
 
-def test_remat_changes_memory_and_nothing_else():
-  config = with_decoder(num_layers=2, cross_attention_layers=(1,), norm='layernorm', use_bias=True)
-  make = lambda remat: Retro(config, Execution(remat=remat))
+SMALL = with_decoder(num_layers=2, cross_attention_layers=(1,), norm='layernorm', use_bias=True)
+
+
+@pytest.mark.slow
+def test_remat_changes_no_gradient():
   inputs = make_inputs(length=32, batch=4)
-  params = init(config, inputs)
-  expected = value_and_grads(make('none'), params, inputs, 1.0)
-  kept = {}
+  params = init(SMALL, inputs)
+  expected = value_and_grads(Retro(SMALL), params, inputs, 1.0)
   for remat in REMATS:
-    found = value_and_grads(make(remat), params, inputs, 1.0)
+    found = value_and_grads(Retro(SMALL, Execution(remat=remat)), params, inputs, 1.0)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)
     jax.tree.map(close, found, expected)
-    kept[remat] = saved_bytes(make(remat), params, inputs)
+
+
+def test_remat_changes_memory():
+  inputs = make_inputs(length=32, batch=4)
+  params = init(SMALL, inputs)
+  kept = {
+    remat: saved_bytes(Retro(SMALL, Execution(remat=remat)), params, inputs) for remat in REMATS
+  }
   assert list(kept)[0] == 'none' and list(kept)[1:] == sorted(list(kept)[1:], key=kept.get)
   assert kept['none'] > kept['save_all_products']
   assert len(set(kept.values())) == len(REMATS)

@@ -74,16 +74,29 @@ def loss_and_grads(shape, params):
   return jax.device_get(found)
 
 
-def test_every_mesh_computes_the_same():
+@pytest.fixture(scope='module')
+def on_one_device():
+  """Parameters, and loss and gradients as one device computes them."""
   one_device = abstract_params(CONFIG, True, mesh_of(MESHES[0]))
   params = jax.device_get(fresh_params(CONFIG, 0, one_device))
   expected = loss_and_grads(MESHES[0], params)
   assert max(np.abs(g).max() for g in jax.tree.leaves(expected[1])) > 1e-2
-  for shape in MESHES[1:]:
-    found = loss_and_grads(shape, params)
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, err_msg=str(shape))
-    for a, b in zip(*map(jax.tree.leaves, (found[1], expected[1])), strict=True):
-      np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(shape))
+  return params, expected
+
+
+# all axes at once, and in the slow suite each alone
+@pytest.mark.parametrize(
+  'shape',
+  [
+    shape if min(shape) > 1 else pytest.param(shape, marks=pytest.mark.slow) for shape in MESHES[1:]
+  ],
+)
+def test_every_mesh_computes_the_same(shape, on_one_device):
+  params, expected = on_one_device
+  found = loss_and_grads(shape, params)
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+  for a, b in zip(*map(jax.tree.leaves, (found[1], expected[1])), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_unknown_names_are_refused_for_parameters_and_activations():

