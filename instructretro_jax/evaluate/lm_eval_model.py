@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-from pathlib import Path
 import reprlib
 from typing import Any
 
@@ -21,6 +20,7 @@ from instructretro_jax.inference.prompt_files import seed_of_line
 from instructretro_jax.inference.score import longest_scored, score_tokens
 from instructretro_jax.inference.session import open_sampler
 from instructretro_jax.pipeline.manifest import StageError
+from instructretro_jax.pipeline.paths import to_path
 from instructretro_jax.retrieval.retriever import RandomRetriever
 
 _GATES = {'on': 1.0, 'off': 0.0, 'random': 1.0}
@@ -96,7 +96,7 @@ class InstructRetroLM(TemplateLM):
     super().__init__()
     given = parse_arguments(model_arguments)
     checkpoint, index = (
-      None if name is None else Path(name).expanduser() for name in (given.checkpoint, given.index)
+      None if name is None else to_path(name) for name in (given.checkpoint, given.index)
     )
     self.sampler, self.gate = open_sampler(
       checkpoint, index, given.scale, given.tensor, batch_size=given.batch_size
