@@ -17,6 +17,7 @@ from instructretro_jax.pipeline.hosts import PREEMPTED_STATUS
 from tests.pipeline.test_hosts import ROOT, free_port
 
 PAGE = (ROOT / 'docs' / 'pods.md').read_text()
+IMAGE = ROOT / 'experiments' / 'image'
 COMMAND = 'instructretro run --gin_file'
 
 
@@ -88,8 +89,9 @@ def test_the_manifest_has_no_field_that_kubernetes_does_not_know():
 
 
 def test_the_image_has_what_it_installs():
-  lines = (ROOT / 'Dockerfile').read_text().splitlines()
-  allowed = [line[1:] for line in (ROOT / '.dockerignore').read_text().split() if line[0] == '!']
+  lines = (IMAGE / 'Dockerfile').read_text().splitlines()
+  patterns = (IMAGE / 'Dockerfile.dockerignore').read_text().split()
+  allowed = [pattern[1:] for pattern in patterns if pattern[0] == '!']
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text())
   folders = {*project['tool']['setuptools']['package-dir'].values(), 'instructretro_jax'}
   assert {folder.split('/')[0] for folder in folders} <= set(allowed)
