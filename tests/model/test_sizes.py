@@ -44,7 +44,7 @@ def model_of(name):
 
 def sizes(config):
   """Number of values by path, of the decoder alone and of all."""
-  abstract = nn.unbox(jax.eval_shape(lambda: init_params(config, 0, True)))
+  abstract = nn.unbox(jax.eval_shape(lambda: init_params(config, 0, True, scan_layers=True)))
   flat = traverse_util.flatten_dict(abstract, sep='/')
   every = {path: math.prod(x.shape) for path, x in flat.items()}
   decoder = {p: n for p, n in every.items() if not is_retrieval(p)}
