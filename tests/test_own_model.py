@@ -1,5 +1,6 @@
 """An open model and a user's text, one command: built of the model's folder, run, read back."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def test_a_refusal_while_configuring_is_one_line(tmp_path):
   with pytest.raises(manifest.StageError, match=f'{tmp_path} is no model') as error:
     configure(tmp_path)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_page_has_the_cost_of_all_sizes():
+  spec = importlib.util.spec_from_file_location('cost', FILE.parent / 'cost.py')
+  cost = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(cost)
+  assert cost.table() in (FILE.parent / 'README.md').read_text()
+  sizes = {path.stem for path in (ROOT / 'gin' / 'models').glob('*.gin')}
+  own = {name for name in sizes if name.split('_')[0] in ('retro', 'sw', 'quickstart')}
+  assert sizes - own == set(cost.MODELS)
 
 
 @pytest.mark.slow(minutes=2)
