@@ -40,11 +40,13 @@ def files_of(folder, *patterns):
 
 def test_every_module_template_and_gin_file_is_in_it(unpacked):
   package = files_of(ROOT / 'instructretro_jax', '*.py', '*.j2', '*.txtpb')
+  package.add('configs/experiments/xm_launch.py')
   assert files_of(unpacked / 'instructretro_jax', '*.py', '*.j2', '*.txtpb') == package
   for name in ('gin', 'experiments'):
     there = files_of(unpacked / 'instructretro_jax' / 'configs' / name, '*')
     folders = {str(parent) for file in there for parent in Path(file).parents}
-    assert there - folders == files_of(ROOT / name, '*.gin')
+    scripts = {path.name for path in (ROOT / name).glob('*.py')}
+    assert there - folders == files_of(ROOT / name, '*.gin') | scripts
   tops = {path.name for path in unpacked.iterdir() if not path.name.endswith('.dist-info')}
   assert tops == {'instructretro_jax'}
 

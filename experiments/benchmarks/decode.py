@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructretro_jax.inference.cache import compile_step, prefill
-from instructretro_jax.inference.decode import Decoder
+from instructretro_jax.inference.decode import DecodingLoop
 from instructretro_jax.model.config import DecoderConfig, RetroConfig
 from instructretro_jax.model.retro import Retro
 
@@ -94,11 +94,12 @@ def median_and_spread(values: list[float]) -> dict[str, float]:
 def compare_decoders(model, params, batch_sizes, prompt_len, num_new, repeats) -> list[dict]:
   """Tokens per second of both decoders, which must agree on the tokens."""
   C, rng = model.config.chunk_len, np.random.default_rng(0)
-  decoder = Decoder(model, NO_END, tokens_per_call=num_new)
+  decoder = DecodingLoop(model, (NO_END,), tokens_per_call=num_new)
 
   def decode(prompts: np.ndarray, neighbours: np.ndarray, num_new: int) -> np.ndarray:
     lengths = np.full(len(prompts), prompt_len, np.int32)
-    rows = decoder.begin(params, prompts, lengths, neighbours, gate=1.0, max_new=num_new)
+    mask = np.ones(neighbours.shape, bool)
+    rows = decoder.begin(params, prompts, lengths, neighbours, mask, gate=1.0, max_new=num_new)
     tokens = [np.asarray(rows.token_B)[:, None]]
     if num_new > 1:
       _, more = decoder.advance(params, rows, gate=1.0, count=num_new - 1)

@@ -22,11 +22,10 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import seqio
 import tensorflow as tf
 
 from instructretro_jax.examples.sequences import ExampleSource, Sequences, example_ids
-from instructretro_jax.examples.tasks import batches
+from instructretro_jax.examples.stream import batches
 from instructretro_jax.model.config import RetroConfig
 from instructretro_jax.model.retro import Retro
 from instructretro_jax.model.sharding import MeshConfig, make_mesh, put_batch
@@ -83,9 +82,8 @@ def write_store(folder: Path, shape: Shape) -> Sequences:
 
 def draw(source: ExampleSource, shape: Shape, num_batches: int) -> Iterator[dict]:
   """The batches of a training run."""
-  vocab = seqio.PassThroughVocabulary(shape.vocab_size)
   stop = num_batches * shape.batch_size
-  return batches(source, vocab, seed=0, start=0, stop=stop, batch_size=shape.batch_size)
+  return batches(source, seed=0, start=0, stop=stop, batch_size=shape.batch_size)
 
 
 def draw_one_by_one(source: ExampleSource, shape: Shape, num_batches: int) -> Iterator[dict]:

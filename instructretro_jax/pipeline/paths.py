@@ -18,6 +18,9 @@ import shutil
 import tempfile
 from typing import Any, cast
 
+# Else Orbax opens a store by TensorFlow. It asks once, at its first path of any kind.
+os.environ.setdefault('EPATH_USE_TF', '0')
+
 STORES = ('gs', 's3')
 _NO_LISTINGS: dict[str, Any] = {'use_listings_cache': False}  # other processes write there too
 # botocore waits 0.5 s before it asks again, then twice as long each time, up to 20 s: about a
@@ -55,7 +58,6 @@ def _set_environment() -> None:
   """What libraries are told by the environment, unless the user has told them otherwise."""
   # gcsfs asks for the kind of a bucket before each call, with credentials that need not exist
   os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
-  os.environ.setdefault('EPATH_USE_TF', '0')  # else Orbax opens a store by TensorFlow
   if emulator := os.environ.get('STORAGE_EMULATOR_HOST'):
     os.environ.setdefault('TENSORSTORE_GCS_HTTP_URL', emulator)
 
