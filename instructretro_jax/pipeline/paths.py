@@ -177,8 +177,10 @@ def scratch(path: Path) -> Iterator[Path]:
     return
   remove(path)
   make_folder(path)
-  yield path
-  remove(path)
+  try:
+    yield path
+  finally:
+    remove(path)
 
 
 def store(path: Path) -> Any:

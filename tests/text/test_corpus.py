@@ -222,6 +222,13 @@ def test_other_fields_may_be_tried_after_a_refusal(tmp_path):
   build(tmp_path, Given(ROWS[:40]), heldout_fraction=0.5)
 
 
+def test_a_pattern_that_matches_nothing_may_be_corrected(tmp_path):
+  (tmp_path / 'a.jsonl').write_text('\n'.join(f'{{"text": "text {n}"}}' for n in range(60)))
+  with pytest.raises(manifest.StageError, match='no file matches'):
+    build(tmp_path, JsonLines(f'{tmp_path}/*.json'))
+  build(tmp_path, JsonLines(f'{tmp_path}/*.jsonl'))
+
+
 @pytest.mark.parametrize('field', range(4))
 def test_half_a_character_in_any_field_is_one_problem(tmp_path, field):
   bad = ['x', 'x', 'x', 'x']
