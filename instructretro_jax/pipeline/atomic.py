@@ -58,14 +58,14 @@ def is_whole(path: Path) -> bool:
 
 def upload(source: Path, path: Path) -> None:
   """Copies a file, or a folder and then the object that says it is whole, to a store."""
-  store, name = paths.store(path), paths.store_name(path)
   if source.is_file():
-    store.put_file(str(source), name)
+    paths.copy(source, path)
     return
-  paths.remove(path.with_name(f'{path.name}{WHOLE}'))
+  whole = path.with_name(f'{path.name}{WHOLE}')
+  paths.remove(whole)
   for file in paths.files_below(source):
-    store.put_file(str(source / file), f'{name}/{file}')
-  store.pipe_file(f'{name}{WHOLE}', b'')
+    paths.copy(source / file, path / file)
+  paths.store(whole).pipe_file(paths.store_name(whole), b'')
 
 
 def is_of_full_disk(error: BaseException) -> bool:

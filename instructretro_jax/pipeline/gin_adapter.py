@@ -114,12 +114,11 @@ def _find(name: str) -> Path:
   """The first file of that name in the folders searched. Raises StageError if there is none."""
   folders = [Path(), *_GIVEN.get(), SHIPPED]
   path = to_path(name)
-  if is_remote(path):
-    folders = [path.parent]
-  for folder in folders:
-    if (folder / path).is_file():
-      return folder / path
-  if path.is_absolute():
+  is_whole = is_remote(path) or path.is_absolute()
+  for place in [path] if is_whole else [folder / path for folder in folders]:
+    if place.is_file():
+      return place
+  if is_whole:
     raise manifest.StageError(f'there is no file {name}')
   looked_in = ', '.join(dict.fromkeys(str(folder.resolve()) for folder in folders))
   raise manifest.StageError(f'{name} is in none of the folders searched: {looked_in}')

@@ -31,7 +31,7 @@ class GrowingFiles:
       self.here = Path(self._temporary.name)
       for name in goes_on:
         if (folder / name).is_file():
-          (self.here / name).write_bytes((folder / name).read_bytes())
+          paths.copy(folder / name, self.here / name)
     else:
       paths.make_folder(folder)
 
@@ -43,8 +43,7 @@ class GrowingFiles:
     for name in paths.files_below(self.here):
       version = paths.version_of(self.here / name)
       if self._copied.get(name) != version:
-        target = self._folder / name
-        paths.store(target).put_file(str(self.here / name), paths.store_name(target))
+        paths.copy(self.here / name, self._folder / name)
         self._copied[name] = version
 
   def close(self) -> None:

@@ -28,10 +28,10 @@ def local(path: Path) -> Path:
   """
   if not paths.is_remote(path):
     return path
-  sizes = {'': paths.version_of(path)[0]} if path.is_file() else paths.files_below(path)
-  if not sizes:
+  versions = {'': paths.version_of(path)} if path.is_file() else paths.versions_below(path)
+  if not versions:
     raise FileNotFoundError(2, 'No such file or folder', str(path))
-  versions = {name: paths.version_of(path / name if name else path) for name in sizes}
+  sizes = {name: version[0] for name, version in versions.items()}
   key = hashlib.sha256(json.dumps([str(path), versions]).encode()).hexdigest()[:32]
   folder = cache_folder() / 'stores' / key
   copy = folder / path.name
@@ -53,8 +53,7 @@ def _is_whole(copy: Path, sizes: dict[str, int]) -> bool:
 
 
 def _fetch(path: Path, target: Path, size: int) -> None:
-  paths.make_folder(target.parent)
-  paths.store(path).get_file(paths.store_name(path), str(target))
+  paths.copy(path, target)
   if (found := target.stat().st_size) != size:
     raise OSError(f'{path}: {found} bytes came where its store has {size}: start again')
 

@@ -105,16 +105,18 @@ def remove(path: Path) -> None:
 
 
 def copy(path: Path, target: Path) -> None:
-  """Copies a file to a store, which does it itself where both lie there."""
-  if is_remote(path) and store(path) is store(target):
+  """Copies a file from or to a store, which does it itself where both lie there."""
+  if not is_remote(target):
+    make_folder(target.parent)
+    store(path).get_file(store_name(path), str(target))
+  elif not is_remote(path):
+    store(target).put_file(str(path), store_name(target))
+  elif store(path) is store(target):
     store(path).cp_file(store_name(path), store_name(target))
-    return
-  with tempfile.TemporaryDirectory(prefix='instructretro_') as folder:
-    here = path
-    if is_remote(path):
-      here = Path(folder) / path.name
-      store(path).get_file(store_name(path), str(here))
-    store(target).put_file(str(here), store_name(target))
+  else:
+    with tempfile.TemporaryDirectory(prefix='instructretro_') as folder:
+      copy(path, Path(folder) / path.name)
+      copy(Path(folder) / path.name, target)
 
 
 def move(path: Path, target: Path) -> None:
@@ -131,12 +133,9 @@ def move(path: Path, target: Path) -> None:
 def files_below(folder: Path) -> dict[str, int]:
   """Bytes of all files at any depth, by their path below the folder."""
   if is_remote(folder):
-    base = store_name(folder)
-    found = store(folder).find(base, detail=True)
-    sizes = {name.removeprefix(f'{base}/'): info['size'] for name, info in found.items()}
-  else:
-    files = (path for path in folder.rglob('*') if path.is_file())
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    return {name: version[0] for name, version in versions_below(folder).items()}
+  files = (path for path in folder.rglob('*') if path.is_file())
+  sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
   return {name: sizes[name] for name in sorted(sizes)}
 
 
@@ -155,7 +154,17 @@ def version_of(path: Path) -> list[Any]:
   if not is_remote(path):
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-  info = store(path).info(store_name(path))
+  return _version(store(path).info(store_name(path)))
+
+
+def versions_below(folder: Path) -> dict[str, list[Any]]:
+  """As `version_of`, of all files below a folder of a store, by one request."""
+  base = store_name(folder)
+  found = store(folder).find(base, detail=True)
+  return {name.removeprefix(f'{base}/'): _version(found[name]) for name in sorted(found)}
+
+
+def _version(info: dict[str, Any]) -> list[Any]:
   return [info['size'], str(info.get('generation') or info['ETag'])]
 
 

@@ -49,9 +49,7 @@ class Place:
     paths.make_folder(self._here)
     for step in complete_steps(self._folder):
       for name in paths.files_below(self._folder / str(step)):
-        target = self._here / str(step) / name
-        paths.make_folder(target.parent)
-        target.write_bytes((self._folder / str(step) / name).read_bytes())
+        paths.copy(self._folder / str(step) / name, self._here / str(step) / name)
 
   def keep(self, wait_until_written: Callable[[], None]) -> None:
     """Begins to copy what Orbax is writing, and to delete what it has deleted."""

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from instructretro_jax.pipeline import atomic, manifest, paths
+from instructretro_jax.pipeline import atomic, experiment, gin_adapter, manifest, paths
 from instructretro_jax.pipeline.array_store import StoredArray, has_shard, write_shard
 from instructretro_jax.pipeline.growing import GrowingFiles
 from instructretro_jax.pipeline.local_copy import local
@@ -126,3 +126,15 @@ def test_a_manifest_that_another_run_has_written_is_not_overwritten(store):
   with pytest.raises(manifest.StageError, match='finished by another run meanwhile'):
     manifest.commit(store, plan, {'rows': 2}, frozenset())
   assert json.loads((store / manifest.MANIFEST).read_text())['counts'] == {'rows': 1}
+
+
+def test_a_gin_file_and_what_it_includes_may_lie_there(store):
+  manifest.write_text(store / 'values.gin', 'EXPERIMENT_STAGES = ()\n')
+  text = "include 'values.gin'\nexperiment.Experiment.stages = %EXPERIMENT_STAGES\n"
+  head = 'from __gin__ import dynamic_registration\n'
+  head += 'from instructretro_jax.pipeline import experiment\n'
+  manifest.write_text(store / 'run.gin', head + text)
+  made, _ = gin_adapter.configure(experiment.Experiment, [f'{store}/run.gin'], [])
+  assert made.stages == ()
+  with pytest.raises(manifest.StageError, match='there is no file .*absent.gin'):
+    gin_adapter.configure(experiment.Experiment, [f'{store}/absent.gin'], [])
